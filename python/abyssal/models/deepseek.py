@@ -1,0 +1,309 @@
+"""The DeepSeek decoder: V2, V3 and the look-alikes with the same layers.
+
+Each layer adds attention, then a dense or a sparse feed-forward part, to a residual stream. One module serves the
+engine (``forward``: a flat batch over paged latent caches) and training (``forward_sequence``: whole sequences,
+differentiable). Weights are made without values; a loader or an initializer fills them.
+
+Source: DeepSeek-V2 (arXiv 2405.04434), DeepSeek-V3 (arXiv 2412.19437); the extra prediction layer as section 2.2 of
+the latter, on the hidden state after the final norm, as vLLM, SGLang and transformers run it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from abyssal.models.shape import ModelShape
+from abyssal.nn import MLA, MLP, Batch, Linear, MoE, RMSNorm, RotaryEmbedding, Router
+
+#: Called as ``on_layer(layer, name, tensor)``; the names are ``attention`` and ``feed_forward`` (what
+#: is added to the residual stream), ``experts`` (int32 ``[tokens, top_k]``), ``expert_weights`` (f32,
+#: same shape) and ``output`` (the stream after the layer).
+OnLayer = Callable[[int, str, torch.Tensor], None]
+
+
+class DecoderLayer(nn.Module):
+    """One layer: attention and a feed-forward part, each normalized before and added after.
+
+    Args:
+        config: The architecture.
+        index: Number of the layer, for ``on_layer``.
+        sparse: Whether the feed-forward part is a mixture of experts (``moe``) or dense (``mlp``).
+        dtype: Type of plain weights.
+    """
+
+    def __init__(
+        self, config: ModelShape, index: int, *, sparse: bool, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self.index = index
+        self.input_norm = RMSNorm(config.hidden_size, config.rms_eps, dtype=dtype)
+        self.attention = MLA(
+            config.hidden_size,
+            config.num_heads,
+            q_lora_rank=config.q_lora_rank,
+            kv_lora_rank=config.kv_lora_rank,
+            nope_dim=config.nope_dim,
+            rope_dim=config.rope_dim,
+            v_dim=config.v_dim,
+            scale=config.softmax_scale,
+            latent_eps=config.latent_eps,
+            bias=config.attention_bias,
+            dtype=dtype,
+        )
+        self.post_norm = RMSNorm(config.hidden_size, config.rms_eps, dtype=dtype)
+        self.mlp: MLP | None = None
+        self.moe: MoE | None = None
+        if not sparse:
+            self.mlp = MLP(config.hidden_size, config.dense_inner, dtype=dtype)
+            return
+        router = Router(
+            config.hidden_size,
+            config.num_experts,
+            top_k=config.top_k,
+            scoring=config.scoring,
+            num_groups=config.num_groups,
+            top_groups=config.top_groups,
+            group_score=config.group_score,
+            normalize=config.normalize,
+            scale=config.routed_scale,
+            correction_bias=config.correction_bias,
+            dtype=dtype,
+        )
+        self.moe = MoE(
+            router,
+            config.num_experts,
+            config.hidden_size,
+            config.expert_inner,
+            config.num_shared_experts * config.expert_inner,
+            dtype=dtype,
+        )
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        batch: Batch | None = None,
+        cache: torch.Tensor | None = None,
+        on_layer: OnLayer | None = None,
+    ) -> torch.Tensor:
+        """Map the stream before the layer to the stream after it.
+
+        Args:
+            hidden: ``[tokens, hidden_size]`` with ``batch`` and ``cache``, else ``[sequences, tokens, hidden_size]``.
+            cos: f32 ``[tokens, rope_dim / 2]``.
+            sin: Like ``cos``.
+            batch: Where each sequence's tokens stand; None runs whole sequences.
+            cache: This layer's rows ``[slots, latent_width]``, written in place.
+            on_layer: Sees what each part adds.
+
+        Returns:
+            A tensor like ``hidden``.
+        """
+        normalized = self.input_norm(hidden)
+        if batch is None or cache is None:
+            added = self.attention.forward_sequence(normalized, cos, sin)
+        else:
+            added = self.attention(normalized, cos, sin, batch, cache)
+        if on_layer:
+            on_layer(self.index, "attention", added)
+        hidden = hidden + added
+        normalized = self.post_norm(hidden)
+        if self.mlp is not None:
+            added = self.mlp(normalized)
+        else:
+            assert self.moe is not None
+            with _watched(self.moe.router, self.index, on_layer):
+                added = self.moe(normalized.flatten(0, -2)).view_as(hidden)
+        hidden = hidden + added
+        if on_layer:
+            on_layer(self.index, "feed_forward", added)
+            on_layer(self.index, "output", hidden)
+        return hidden
+
+
+@contextmanager
+def _watched(router: Router, index: int, on_layer: OnLayer | None) -> Iterator[None]:
+    """Report the router's choices to ``on_layer`` for the length of the block."""
+    if on_layer is None:
+        yield
+        return
+
+    def report(_module: nn.Module, _inputs: object, choice: tuple[torch.Tensor, ...]) -> None:
+        on_layer(index, "expert_weights", choice[0])
+        on_layer(index, "experts", choice[1])
+
+    handle = router.register_forward_hook(report)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class PredictionLayer(nn.Module):
+    """A multi-token-prediction layer: from a token's hidden state and the next token to the one after.
+
+    Args:
+        config: The architecture.
+        index: Number of the layer, counted on from the main ones.
+        dtype: Type of plain weights.
+    """
+
+    def __init__(self, config: ModelShape, index: int, *, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        size, eps = config.hidden_size, config.rms_eps
+        self.embedding_norm = RMSNorm(size, eps, dtype=dtype)
+        self.hidden_norm = RMSNorm(size, eps, dtype=dtype)
+        self.projection = Linear(2 * size, size, dtype=dtype)
+        self.block = DecoderLayer(config, index, sparse=config.num_experts > 0, dtype=dtype)
+        self.norm = RMSNorm(size, eps, dtype=dtype)
+
+    def forward(
+        self, embedded: torch.Tensor, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> torch.Tensor:
+        """Run whole sequences.
+
+        Args:
+            embedded: ``[sequences, tokens, hidden_size]``, the embedding of each next token.
+            hidden: Like ``embedded``: the main model's hidden state after its final norm, or the
+                result of the prediction layer before this one.
+            cos: f32 ``[tokens, rope_dim / 2]``.
+            sin: Like ``cos``.
+
+        Returns:
+            Normalized hidden states like ``hidden``, ready for the head.
+        """
+        pair = torch.cat((self.embedding_norm(embedded), self.hidden_norm(hidden)), dim=-1)
+        output: torch.Tensor = self.norm(self.block(self.projection(pair), cos, sin))
+        return output
+
+
+class DeepseekModel(nn.Module):
+    """Embedding, decoder layers, final norm and head.
+
+    Args:
+        config: The architecture.
+        dtype: Type of plain weights and of activations; the architecture's where not given.
+        num_mtp_layers: Prediction layers to build behind the main ones.
+
+    Guarantees: the weights have no values until they are loaded or initialized; a tied head is the embedding's own
+    parameter; an instance changes only by what is written to its parameters, so several threads may run it.
+    """
+
+    def __init__(
+        self, config: ModelShape, *, dtype: torch.dtype | None = None, num_mtp_layers: int = 0
+    ) -> None:
+        super().__init__()
+        self.config = config
+        dtype = dtype or config.dtype
+        self.embed = nn.Embedding(
+            config.vocab_size,
+            config.hidden_size,
+            _weight=torch.empty(config.vocab_size, config.hidden_size, dtype=dtype),
+        )
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, index, sparse=sparse, dtype=dtype)
+            for index, sparse in enumerate(config.moe_layers)
+        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_eps, dtype=dtype)
+        self.head = Linear(config.hidden_size, config.vocab_size, dtype=dtype)
+        if config.tie_embeddings:
+            self.head.weight = self.embed.weight
+        # Rotary tables are computed even where the weights are only planned (the meta device).
+        with torch.device("cpu"):
+            self.rotary = RotaryEmbedding(config.rope_dim, config.rope_theta, config.yarn)
+        self.mtp = nn.ModuleList(
+            PredictionLayer(config, config.num_layers + depth, dtype=dtype)
+            for depth in range(num_mtp_layers)
+        )
+
+    @property
+    def latent_width(self) -> int:
+        """Width of a cache row."""
+        return self.config.latent_width
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the activations."""
+        return self.embed.weight.dtype
+
+    def new_caches(self, num_slots: int, dtype: torch.dtype | None = None) -> list[torch.Tensor]:
+        """Make an empty cache for every layer: ``[num_slots, latent_width]``, memory touched when used."""
+        device = self.embed.weight.device
+        dtype = dtype or self.dtype
+        return [
+            torch.empty(num_slots, self.latent_width, dtype=dtype, device=device)
+            for _ in self.layers
+        ]
+
+    def forward(
+        self,
+        batch: Batch,
+        caches: list[torch.Tensor],
+        select: torch.Tensor | None = None,
+        on_layer: OnLayer | None = None,
+    ) -> torch.Tensor:
+        """Run one step of a flat batch.
+
+        Args:
+            batch: The tokens and where they stand.
+            caches: One a layer, as ``new_caches`` makes them; this step's rows are written.
+            select: int64 ``[n]``, the tokens of the flat batch whose logits are wanted; None for all of them.
+            on_layer: Sees what each layer computes, to find where a value stops being finite.
+
+        Returns:
+            f32 ``[n, vocab_size]``.
+        """
+        hidden = self.embed(batch.token_ids)
+        cos, sin = self.rotary(batch.positions)
+        for layer, cache in zip(self.layers, caches, strict=True):
+            hidden = layer(hidden, cos, sin, batch, cache, on_layer)
+        return self.logits(self.norm(hidden if select is None else hidden[select]))
+
+    def forward_sequence(
+        self, token_ids: torch.Tensor, on_layer: OnLayer | None = None
+    ) -> torch.Tensor:
+        """Run whole sequences from position 0, differentiable and without a cache.
+
+        Args:
+            token_ids: int64 ``[sequences, tokens]``.
+            on_layer: As in ``forward``; expert choices are flattened over sequences and tokens.
+
+        Returns:
+            Hidden states after the final norm, ``[sequences, tokens, hidden_size]``; ``logits`` makes scores of them.
+        """
+        hidden = self.embed(token_ids)
+        cos, sin = self.rotary(torch.arange(token_ids.shape[1], device=token_ids.device))
+        for layer in self.layers:
+            hidden = layer(hidden, cos, sin, on_layer=on_layer)
+        normalized: torch.Tensor = self.norm(hidden)
+        return normalized
+
+    def predict_further(
+        self, hidden: torch.Tensor, next_token_ids: torch.Tensor, depth: int = 0
+    ) -> torch.Tensor:
+        """Run a prediction layer.
+
+        Args:
+            hidden: ``[sequences, tokens, hidden_size]`` of ``forward_sequence``, or of ``depth - 1``.
+            next_token_ids: int64 ``[sequences, tokens]``, the token after each one (after ``depth + 1`` for the
+                deeper layers).
+            depth: Which prediction layer.
+
+        Returns:
+            Normalized hidden states like ``hidden``; ``logits`` scores the token after the next.
+        """
+        positions = torch.arange(next_token_ids.shape[1], device=next_token_ids.device)
+        output: torch.Tensor = self.mtp[depth](
+            self.embed(next_token_ids), hidden, *self.rotary(positions)
+        )
+        return output
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Score every token of the vocabulary: f32 ``[..., vocab_size]`` of normalized ``hidden``."""
+        scores: torch.Tensor = self.head(hidden)
+        return scores.float()

@@ -1,0 +1,172 @@
+"""Multi-head latent attention over a paged latent cache, and over whole sequences for training."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from abyssal.nn.batch import SEGMENT, Batch, Span
+from abyssal.nn.linear import Linear
+from abyssal.nn.norm import RMSNorm
+from abyssal.nn.rotary import apply_rotary
+from abyssal.reference.attention import mla_absorbed, mla_expanded
+from torch import nn
+
+
+class MLA(nn.Module):
+    """Attention whose keys and values are one latent vector and one rotary key a token.
+
+    Args:
+        hidden_size: Width of a token.
+        num_heads: Query heads.
+        q_lora_rank: Rank of the query's latent; ``None`` projects queries directly.
+        kv_lora_rank: Width of the cached latent.
+        nope_dim: Width of a head's part without position.
+        rope_dim: Width of a head's rotated part.
+        v_dim: Width of a head's value.
+        scale: Multiplies the scores, YaRN's correction included.
+        latent_eps: Epsilon of the two latent norms (1e-6 in every published model, whatever the
+            others use).
+        bias: Whether the down and output projections have a bias.
+        dtype: Type of plain weights.
+
+    Guarantees: the cache holds the normalized latent and the rotated key, nothing per head; a token
+    of a full 256-token prompt segment uses the expanded form, every other token the absorbed one;
+    attention reads only what the cache holds, for tokens of the same step too.
+    Source: DeepSeek-V2 (arXiv 2405.04434), section 2.1.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        *,
+        q_lora_rank: int | None,
+        kv_lora_rank: int,
+        nope_dim: int,
+        rope_dim: int,
+        v_dim: int,
+        scale: float,
+        latent_eps: float = 1e-6,
+        bias: bool = False,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.kv_lora_rank = num_heads, kv_lora_rank
+        self.nope_dim, self.rope_dim, self.v_dim = nope_dim, rope_dim, v_dim
+        self.scale = scale
+        query_size = num_heads * (nope_dim + rope_dim)
+        self.q: Linear | None = None
+        self.q_down: Linear | None = None
+        self.q_norm: RMSNorm | None = None
+        self.q_up: Linear | None = None
+        if q_lora_rank is None:
+            self.q = Linear(hidden_size, query_size, dtype=dtype)
+        else:
+            self.q_down = Linear(hidden_size, q_lora_rank, bias=bias, dtype=dtype)
+            self.q_norm = RMSNorm(q_lora_rank, latent_eps, dtype=dtype)
+            self.q_up = Linear(q_lora_rank, query_size, dtype=dtype)
+        self.kv_down = Linear(hidden_size, kv_lora_rank + rope_dim, bias=bias, dtype=dtype)
+        self.kv_norm = RMSNorm(kv_lora_rank, latent_eps, dtype=dtype)
+        self.kv_up = Linear(kv_lora_rank, num_heads * (nope_dim + v_dim), dtype=dtype)
+        self.output = Linear(num_heads * v_dim, hidden_size, bias=bias, dtype=dtype)
+
+    def _project(
+        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries ``[..., heads, nope]`` and ``[..., heads, rope]``, latent ``[..., kv_lora]``, key
+        ``[..., rope]``.""" if self.q is not None:
+            query = self.q(x)
+        else:
+            assert self.q_down is not None and self.q_norm is not None and self.q_up is not None
+            query = self.q_up(self.q_norm(self.q_down(x)))
+        query = query.unflatten(-1, (self.num_heads, self.nope_dim + self.rope_dim))
+        query_nope, query_rope = query.split([self.nope_dim, self.rope_dim], dim=-1)
+        latent, key_rope = self.kv_down(x).split([self.kv_lora_rank, self.rope_dim], dim=-1)
+        query_rope = apply_rotary(query_rope, cos.unsqueeze(-2), sin.unsqueeze(-2))
+        return query_nope, query_rope, self.kv_norm(latent), apply_rotary(key_rope, cos, sin)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        batch: Batch,
+        cache: torch.Tensor,
+    ) -> torch.Tensor:
+        """Attend over the paged cache, after writing this step's rows to it.
+
+        Args:
+            x: ``[tokens, hidden_size]``.
+            cos: f32 ``[tokens, rope / 2]``.
+            sin: Like ``cos``.
+            batch: Where each sequence's tokens and pages are.
+            cache: ``[pages * page_size, kv_lora + rope]``, written in place at ``batch.slots``.
+
+        Returns:
+            ``[tokens, hidden_size]`` in the type of ``x``.
+        """
+        query_nope, query_rope, latent, key_rope = self._project(x, cos, sin)
+        cache[batch.slots] = torch.cat((latent, key_rope), dim=-1).to(cache.dtype)
+        # A packed weight is expanded for the length of this call; no second copy stays.
+        up = self.kv_up.dequantized(torch.float32).unflatten(0, (self.num_heads, -1))
+        pages = cache.view(-1, batch.page_size, cache.shape[-1])
+        parts = [self._attend(span, query_nope, query_rope, pages, up) for span in batch.spans]
+        return self.output(torch.cat(parts).flatten(1).to(x.dtype))
+
+    def _attend(
+        self,
+        span: Span,
+        query_nope: torch.Tensor,
+        query_rope: torch.Tensor,
+        pages: torch.Tensor,
+        up: torch.Tensor,
+    ) -> torch.Tensor:
+        """Attention output f32 ``[span.length, heads, v]`` of one sequence."""
+        context = span.position + span.length
+        used = -(-context // pages.shape[1])
+        rows = pages[span.block_table[:used].long()].flatten(0, 1)
+        parts = []
+        done = 0
+        while done < span.length:
+            position = span.position + done
+            expanded = done < span.expanded_tokens
+            # Expanded queries go one segment at a time: the scores of one fit any machine.
+            left = (SEGMENT - position % SEGMENT) if expanded else span.length - done
+            count = min(left, (span.expanded_tokens if expanded else span.length) - done)
+            here = slice(span.start + done, span.start + done + count)
+            form = mla_expanded if expanded else mla_absorbed
+            visible = rows[: position + count]
+            parts.append(
+                form(query_nope[here], query_rope[here], visible, up, self.scale, position)
+            )
+            done += count
+        return torch.cat(parts)
+
+    def forward_sequence(
+        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> torch.Tensor:
+        """Causal attention over whole sequences, differentiable, without a cache.
+
+        Args:
+            x: ``[sequences, tokens, hidden_size]``.
+            cos: f32 ``[tokens, rope / 2]``.
+            sin: Like ``cos``.
+
+        Returns:
+            ``[sequences, tokens, hidden_size]``.
+        """
+        query_nope, query_rope, latent, key_rope = self._project(x, cos, sin)
+        expanded = self.kv_up(latent).unflatten(-1, (self.num_heads, self.nope_dim + self.v_dim))
+        key_nope, value = expanded.split([self.nope_dim, self.v_dim], dim=-1)
+        key = torch.cat(
+            (key_nope, key_rope.unsqueeze(-2).expand(-1, -1, self.num_heads, -1)), dim=-1
+        )
+        query = torch.cat((query_nope, query_rope), dim=-1)
+        attended = F.scaled_dot_product_attention(
+            query.transpose(1, 2),
+            key.transpose(1, 2),
+            value.transpose(1, 2),
+            is_causal=True,
+            scale=self.scale,
+        )
+        return self.output(attended.transpose(1, 2).flatten(2))

@@ -1,0 +1,28 @@
+"""Every operation in plain PyTorch: readable, shipped, and what the fast ones are compared with.
+
+Nothing here calls compiled code of this package.
+"""
+
+from .quant import (
+    dequantize_fp8,
+    dequantize_mxfp4,
+    fp8_linear,
+    mxfp4_linear,
+    quantize_fp8,
+    quantize_mxfp4,
+)
+from .routing import permute, route, route_table
+from .scores import router_scores
+
+__all__ = [
+    "dequantize_fp8",
+    "dequantize_mxfp4",
+    "fp8_linear",
+    "mxfp4_linear",
+    "permute",
+    "quantize_fp8",
+    "quantize_mxfp4",
+    "route",
+    "route_table",
+    "router_scores",
+]

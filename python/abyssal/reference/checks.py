@@ -1,0 +1,129 @@
+"""Argument checks shared by the reference and the fast operations: one rule, one message.
+
+Each check reads shapes, dtypes and plain numbers only, never the data of a tensor.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+INDICES = (torch.int32, torch.int64)
+SCORINGS = ("softmax", "sigmoid", "sqrtsoftplus")
+GROUP_SCORES = ("max", "top2_sum")
+SCALE_FORMATS = ("f32", "ue8m0")
+# Offsets and positions are int32.
+LARGEST_COUNT = 2**31 - 1
+
+
+def check_dtype(name: str, tensor: Tensor, allowed: Sequence[torch.dtype]) -> None:
+    """Raise TypeError unless ``tensor`` is a tensor with one of the ``allowed`` dtypes."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} is a {type(tensor).__name__}; it must be a torch.Tensor")
+    if tensor.dtype not in allowed:
+        names = " or ".join(str(dtype) for dtype in allowed)
+        raise TypeError(f"{name} is {tensor.dtype}; it must be {names}")
+
+
+def check_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
+    """Raise ValueError unless ``tensor`` has exactly this shape."""
+    if list(tensor.shape) != list(shape):
+        raise ValueError(f"{name} has shape {list(tensor.shape)}; it must be {list(shape)}")
+
+
+def check_rank(name: str, tensor: Tensor, rank: int) -> None:
+    """Raise ValueError unless ``tensor`` has ``rank`` dimensions."""
+    if tensor.dim() != rank:
+        raise ValueError(f"{name} has {tensor.dim()} dimensions; it must have {rank}")
+
+
+def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    """Raise ValueError unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
+
+
+def check_range(name: str, value: int, low: int, high: int) -> None:
+    """Raise ValueError unless ``low <= value <= high``."""
+    if not low <= value <= high:
+        raise ValueError(f"{name} is {value}; it must lie in {low}..{high}")
+
+
+def _check_logits(logits: Tensor) -> None:
+    check_dtype("logits", logits, FLOATS)
+    check_rank("logits", logits, 2)
+    if logits.shape[1] == 0:
+        raise ValueError("logits have 0 experts; at least 1 is needed")
+    check_range("number of experts", logits.shape[1], 1, LARGEST_COUNT)
+
+
+def _check_results(
+    logits: Tensor, top_k: int, out: tuple[Tensor, Tensor] | None, load: Tensor | None
+) -> None:
+    tokens, experts = logits.shape
+    if out is not None:
+        weights, indices = out
+        check_dtype("out[0]", weights, (torch.float32,))
+        check_dtype("out[1]", indices, (torch.int32,))
+        check_shape("out[0]", weights, (tokens, top_k))
+        check_shape("out[1]", indices, (tokens, top_k))
+        if torch.is_grad_enabled() and (logits.requires_grad or weights.requires_grad):
+            raise ValueError("out cannot be given when a gradient is recorded")
+    if load is not None:
+        check_dtype("load", load, (torch.int64,))
+        check_shape("load", load, (experts,))
+
+
+def check_route(
+    logits: Tensor,
+    top_k: int,
+    scoring: str,
+    correction_bias: Tensor | None,
+    num_groups: int,
+    top_groups: int,
+    group_score: str,
+    out: tuple[Tensor, Tensor] | None = None,
+    load: Tensor | None = None,
+) -> None:
+    """Check the arguments of ``route``."""
+    _check_logits(logits)
+    experts = logits.shape[1]
+    check_choice("scoring", scoring, SCORINGS)
+    check_choice("group_score", group_score, GROUP_SCORES)
+    check_range("num_groups", num_groups, 1, experts)
+    if experts % num_groups:
+        raise ValueError(f"num_groups is {num_groups}; it must divide the {experts} experts")
+    check_range("top_groups", top_groups, 1, num_groups)
+    check_range("top_k", top_k, 1, experts // num_groups * top_groups)
+    if correction_bias is not None:
+        check_dtype("correction_bias", correction_bias, (torch.float32,))
+        check_shape("correction_bias", correction_bias, (experts,))
+    _check_results(logits, top_k, out, load)
+
+
+def check_route_table(
+    logits: Tensor,
+    token_ids: Tensor,
+    table: Tensor,
+    scoring: str,
+    out: tuple[Tensor, Tensor] | None = None,
+    load: Tensor | None = None,
+) -> None:
+    """Check the arguments of ``route_table``, values of ids and table excepted."""
+    _check_logits(logits)
+    check_choice("scoring", scoring, SCORINGS)
+    check_dtype("token_ids", token_ids, INDICES)
+    check_shape("token_ids", token_ids, (logits.shape[0],))
+    check_dtype("table", table, INDICES)
+    check_rank("table", table, 2)
+    check_range("top_k (the table's width)", table.shape[1], 1, logits.shape[1])
+    _check_results(logits, table.shape[1], out, load)
+
+
+def check_permute(indices: Tensor, num_experts: int) -> None:
+    """Check the arguments of ``permute``, values of the indices excepted."""
+    check_dtype("indices", indices, INDICES)
+    check_rank("indices", indices, 2)
+    check_range("num_experts", num_experts, 1, LARGEST_COUNT - 1)
+    check_range("number of indices", indices.numel(), 0, LARGEST_COUNT)

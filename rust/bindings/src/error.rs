@@ -1,0 +1,66 @@
+//! The one place where Rust errors become Python exceptions.
+//!
+//! Every `#[pyfunction]` of this crate returns `Result<_, BindError>`, so a binding file contains `?` and nothing
+//! else about errors. Wrong type, dtype or device becomes `TypeError`; wrong shape, range or memory layout becomes
+//! `ValueError`; an exhausted page pool becomes `abyssal.OutOfPages`; a panic, which is a bug of this package,
+//! becomes `RuntimeError` (and not pyo3's `PanicException`, which `except Exception` would let through).
+
+use std::fmt::Display;
+
+use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::{PyErr, create_exception};
+
+create_exception!(
+    abyssal._core,
+    OutOfPages,
+    PyRuntimeError,
+    "The page pool has fewer free pages than a step asked for; nothing was changed."
+);
+
+/// What went wrong in a call from Python.
+#[derive(Debug)]
+pub(crate) enum BindError {
+    /// Not the kind of object or element type that the call takes.
+    Type(String),
+    /// The right kind of object with an unusable value, shape or layout.
+    Value(String),
+    /// The page pool is exhausted.
+    #[allow(dead_code, reason = "constructed from the page cache's error only")]
+    OutOfPages(String),
+    /// A Rust panic, caught at the boundary.
+    Panic(String),
+    /// An exception that Python raised while we were calling it.
+    Python(PyErr),
+}
+
+impl BindError {
+    /// A `TypeError` with this message.
+    pub(crate) fn type_error(message: impl Display) -> Self {
+        Self::Type(message.to_string())
+    }
+
+    /// A `ValueError` with this message.
+    pub(crate) fn value_error(message: impl Display) -> Self {
+        Self::Value(message.to_string())
+    }
+}
+
+impl From<PyErr> for BindError {
+    fn from(error: PyErr) -> Self {
+        Self::Python(error)
+    }
+}
+
+impl From<BindError> for PyErr {
+    fn from(error: BindError) -> Self {
+        match error {
+            BindError::Type(message) => PyTypeError::new_err(message),
+            BindError::Value(message) => PyValueError::new_err(message),
+            BindError::OutOfPages(message) => OutOfPages::new_err(message),
+            BindError::Panic(message) => PyRuntimeError::new_err(format!(
+                "internal error in abyssal._core, please report it: {message}"
+            )),
+            BindError::Python(error) => error,
+        }
+    }
+}

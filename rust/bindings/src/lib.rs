@@ -1,0 +1,67 @@
+//! The Python module `abyssal._core`: argument conversion, error conversion, and nothing else.
+//!
+//! Leaf crates do the work on slices; `tensor.rs` turns tensors into slices; `error.rs` turns errors into
+//! exceptions; each other file binds one leaf crate and contains no loop over data.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use pyo3::prelude::*;
+
+use crate::error::BindError;
+
+mod dlpack;
+mod dtype;
+mod error;
+mod kvcache;
+mod quant;
+mod routing;
+mod tensor;
+mod tokenizer;
+
+/// Runs `work` without holding the interpreter, and turns a panic into an ordinary Python exception.
+///
+/// Every binding calls the leaf crates through this. `work` must not touch Python objects.
+pub(crate) fn run<T: Send>(
+    py: Python<'_>,
+    work: impl FnOnce() -> Result<T, BindError> + Send,
+) -> Result<T, BindError> {
+    py.detach(|| guard(work))
+}
+
+/// As [`run`], for work too short to be worth releasing the interpreter.
+pub(crate) fn guard<T>(work: impl FnOnce() -> Result<T, BindError>) -> Result<T, BindError> {
+    // Unwind safety: a panic is a bug; the outputs are then unspecified, as the message says.
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| {
+        let message = payload
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| payload.downcast_ref::<&str>().copied())
+            .unwrap_or("panic without a message");
+        Err(BindError::Panic(message.to_owned()))
+    })
+}
+
+/// The instruction tier that the operations choose on this machine.
+#[pyfunction]
+fn cpu_tier() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
+        return "avx2";
+    }
+    "scalar"
+}
+
+#[pymodule(gil_used = false)]
+mod _core {
+    use pyo3::prelude::*;
+
+    #[pymodule_export]
+    use super::cpu_tier;
+    #[pymodule_export]
+    use crate::error::OutOfPages;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+}

@@ -1,0 +1,433 @@
+//! All raw tensor memory of the package passes through this file.
+//!
+//! A [`Tensor`] is a borrowed view of a torch tensor, a numpy array or any other buffer: element type, shape and
+//! strides, and a pointer that stays valid while the view holds the Python object. Extraction refuses what is not
+//! plain dense CPU memory (other devices, meta, fake, sparse, quantized and nested tensors, lazily negated ones);
+//! [`Tensor::as_slice`] then checks element type, contiguity and alignment and yields a slice tied to the view.
+//!
+//! Three sources, tried in this order:
+//! 1. torch >= 2.10: the C table behind `type(x).__dlpack_c_exchange_api__`, one call and no allocation;
+//! 2. older torch: `data_ptr()`, `shape`, `stride()`, `dtype`, `device`, `layout`;
+//! 3. everything else: the buffer protocol.
+//!
+//! What it does not do: allocate tensors, copy, convert, or move between devices. As with torch's own operations,
+//! a caller who resizes or frees a tensor from another thread during a call breaks the call.
+//!
+//! Source: dlpack.h 1.3 (github.com/dmlc/dlpack).
+
+use std::ffi::CStr;
+
+use pyo3::buffer::PyUntypedBuffer;
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+use pyo3::types::{PyCapsule, PyString, PyTuple};
+
+use crate::dlpack;
+pub(crate) use crate::dtype::{Dtype, Element};
+use crate::error::BindError;
+
+/// No operation of this package takes tensors of more dimensions.
+const MAX_DIMS: usize = 8;
+const DLPACK_MAJOR: u32 = 1;
+const DLPACK_CPU: i32 = 1;
+const CAPSULE_NAME: &CStr = c"dlpack_exchange_api";
+
+/// What keeps the memory of a view alive, and says whether it may be written.
+enum Owner<'py> {
+    Torch(Bound<'py, PyAny>),
+    Buffer(PyUntypedBuffer),
+}
+
+/// A view of dense CPU memory that lives as long as the Python object it holds.
+pub(crate) struct Tensor<'py> {
+    owner: Owner<'py>,
+    data: *mut u8,
+    dtype: Dtype,
+    ndim: usize,
+    shape: [usize; MAX_DIMS],
+    strides: [isize; MAX_DIMS],
+}
+
+impl<'a, 'py> FromPyObject<'a, 'py> for Tensor<'py> {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        let object = object.to_owned();
+        let py = object.py();
+        if let Some(api) = object
+            .get_type()
+            .getattr_opt(pyo3::intern!(py, "__dlpack_c_exchange_api__"))?
+            && let Some(tensor) = Self::from_exchange_api(&object, &api)?
+        {
+            return Ok(tensor);
+        }
+        if object.getattr_opt(pyo3::intern!(py, "data_ptr"))?.is_some() {
+            return Self::from_data_ptr(object);
+        }
+        Self::from_buffer(&object)
+    }
+}
+
+impl<'py> Tensor<'py> {
+    /// Reads the view through torch's C table; `None` when the table is of another major version.
+    fn from_exchange_api(
+        object: &Bound<'py, PyAny>,
+        api: &Bound<'py, PyAny>,
+    ) -> PyResult<Option<Self>> {
+        let api: *const dlpack::ExchangeApi = api
+            .cast::<PyCapsule>()?
+            .pointer_checked(Some(CAPSULE_NAME))?
+            .as_ptr()
+            .cast();
+        // SAFETY: a capsule of this name holds a table that lives as long as the process; the version comes first
+        // in every version of it.
+        if unsafe { (*api).version }.major != DLPACK_MAJOR {
+            return Ok(None);
+        }
+        // SAFETY: major version 1, so the table has this layout; the field may be null, hence the Option.
+        let Some(describe) = (unsafe { (*api).dltensor_from_py_object }) else {
+            return Ok(None);
+        };
+        let mut view = dlpack::Tensor::empty();
+        // SAFETY: the object has the type that the table was found on, we are attached to the interpreter, and
+        // `view` is a writable DLTensor.
+        let status = unsafe { describe(object.as_ptr().cast(), &raw mut view) };
+        if status != 0 {
+            let cause = PyErr::fetch(object.py());
+            return Err(not_plain_memory(object, Some(cause)));
+        }
+        if view.device_type != DLPACK_CPU {
+            return Err(not_plain_memory(object, None));
+        }
+        let ndim = checked_ndim(usize::try_from(view.ndim).unwrap_or(usize::MAX))?;
+        let (mut shape, mut strides) = ([0; MAX_DIMS], [0; MAX_DIMS]);
+        for dim in 0..ndim {
+            // SAFETY: `shape` holds `ndim` entries, owned by the tensor, which we hold.
+            shape[dim] = unsafe { *view.shape.add(dim) } as usize;
+            // SAFETY: as for `shape`; since version 1.2 strides are never null when `ndim` is not zero.
+            strides[dim] = unsafe { *view.strides.add(dim) } as isize;
+        }
+        let data = view
+            .data
+            .cast::<u8>()
+            .wrapping_add(view.byte_offset as usize);
+        let dtype = Dtype::from_dlpack(view.code, view.bits, view.lanes);
+        let owner = Owner::Torch(object.clone());
+        Self {
+            owner,
+            data,
+            dtype,
+            ndim,
+            shape,
+            strides,
+        }
+        .checked_torch(object)
+        .map(Some)
+    }
+
+    /// Reads the view through torch's Python attributes.
+    fn from_data_ptr(object: Bound<'py, PyAny>) -> PyResult<Self> {
+        let py = object.py();
+        let attribute = |name: &Bound<'py, PyString>| -> PyResult<String> {
+            Ok(object.getattr(name)?.str()?.to_string())
+        };
+        let device = attribute(pyo3::intern!(py, "device"))?;
+        let layout = attribute(pyo3::intern!(py, "layout"))?;
+        if device != "cpu" || layout != "torch.strided" {
+            return Err(not_plain_memory(&object, None));
+        }
+        let sizes = object
+            .getattr(pyo3::intern!(py, "shape"))?
+            .cast_into::<PyTuple>()?;
+        let steps = object
+            .call_method0(pyo3::intern!(py, "stride"))?
+            .cast_into::<PyTuple>()?;
+        let ndim = checked_ndim(sizes.len())?;
+        let (mut shape, mut strides) = ([0; MAX_DIMS], [0; MAX_DIMS]);
+        for dim in 0..ndim {
+            shape[dim] = sizes.get_item(dim)?.extract()?;
+            strides[dim] = steps.get_item(dim)?.extract()?;
+        }
+        let name = attribute(pyo3::intern!(py, "dtype"))?;
+        let dtype = Dtype::from_name(name.strip_prefix("torch.").unwrap_or(&name));
+        let address: usize = object
+            .call_method0(pyo3::intern!(py, "data_ptr"))
+            .and_then(|address| address.extract())
+            .map_err(|cause| not_plain_memory(&object, Some(cause)))?;
+        let data = std::ptr::with_exposed_provenance_mut(address);
+        let owner = Owner::Torch(object.clone());
+        Self {
+            owner,
+            data,
+            dtype,
+            ndim,
+            shape,
+            strides,
+        }
+        .checked_torch(&object)
+    }
+
+    /// Reads the view through the buffer protocol (numpy arrays, `array.array`, `memoryview`, ...).
+    fn from_buffer(object: &Bound<'py, PyAny>) -> PyResult<Self> {
+        let Ok(buffer) = PyUntypedBuffer::get(object) else {
+            return Err(PyTypeError::new_err(format!(
+                "expected a torch.Tensor or a numpy array, got {}",
+                object.get_type().fully_qualified_name()?
+            )));
+        };
+        let ndim = checked_ndim(buffer.dimensions())?;
+        let item_size = buffer.item_size();
+        let dtype = Dtype::from_format(buffer.format(), item_size);
+        let (mut shape, mut strides) = ([0; MAX_DIMS], [0; MAX_DIMS]);
+        for dim in 0..ndim {
+            shape[dim] = buffer.shape()[dim];
+            // A stride that is no whole number of items cannot be contiguous; -1 never is.
+            let bytes = buffer.strides()[dim];
+            let whole = item_size > 0 && bytes % item_size.cast_signed() == 0;
+            strides[dim] = if whole {
+                bytes / item_size.cast_signed()
+            } else {
+                -1
+            };
+        }
+        let data = buffer.buf_ptr().cast();
+        let owner = Owner::Buffer(buffer);
+        Ok(Self {
+            owner,
+            data,
+            dtype,
+            ndim,
+            shape,
+            strides,
+        })
+    }
+
+    /// Refuses torch tensors whose memory does not hold their values.
+    fn checked_torch(self, object: &Bound<'py, PyAny>) -> PyResult<Self> {
+        if self.data.is_null() && self.len() > 0 {
+            return Err(not_plain_memory(object, None));
+        }
+        let negative = object.call_method0(pyo3::intern!(object.py(), "is_neg"))?;
+        if negative.is_truthy()? {
+            return Err(PyTypeError::new_err(
+                "expected a plain tensor, got a lazily negated view; call .resolve_neg() first",
+            ));
+        }
+        Ok(self)
+    }
+
+    /// The element type.
+    pub(crate) fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// The size of each dimension.
+    pub(crate) fn shape(&self) -> &[usize] {
+        &self.shape[..self.ndim]
+    }
+
+    /// The step of each dimension, in elements.
+    pub(crate) fn strides(&self) -> &[isize] {
+        &self.strides[..self.ndim]
+    }
+
+    /// The number of elements.
+    pub(crate) fn len(&self) -> usize {
+        self.shape().iter().product()
+    }
+
+    /// Whether the elements lie one after the other in row-major order. Dimensions of one element have no step,
+    /// and a tensor without elements is contiguous.
+    pub(crate) fn is_contiguous(&self) -> bool {
+        let mut step = 1;
+        self.len() == 0
+            || self
+                .shape()
+                .iter()
+                .zip(self.strides())
+                .rev()
+                .all(|(&size, &stride)| {
+                    let fits = size == 1 || stride == step;
+                    step *= size.cast_signed();
+                    fits
+                })
+    }
+
+    /// The elements as a slice in row-major order.
+    ///
+    /// # Errors
+    /// A `TypeError` for another element type, a `ValueError` for strided or misaligned memory.
+    pub(crate) fn as_slice<T: Element>(&self, name: &str) -> Result<&[T], BindError> {
+        let data = self.checked_pointer::<T>(name)?;
+        // SAFETY: `checked_pointer` established type, alignment, contiguity and a non-null pointer to `len`
+        // elements; the owner that `self` holds keeps them alive, and `T` has no invalid bit patterns.
+        Ok(unsafe { std::slice::from_raw_parts(data, self.len()) })
+    }
+
+    /// The elements as a slice to write to.
+    ///
+    /// # Errors
+    /// As [`Tensor::as_slice`], and a `ValueError` for read-only memory and for tensors that require a gradient.
+    pub(crate) fn as_mut_slice<T: Element>(&mut self, name: &str) -> Result<&mut [T], BindError> {
+        match &self.owner {
+            Owner::Buffer(buffer) if buffer.readonly() => {
+                return Err(BindError::value_error(format!(
+                    "{name}: the memory is read-only"
+                )));
+            }
+            Owner::Torch(object)
+                if object
+                    .getattr(pyo3::intern!(object.py(), "requires_grad"))?
+                    .is_truthy()? =>
+            {
+                return Err(BindError::value_error(format!(
+                    "{name}: cannot write to a tensor that requires a gradient; pass .detach()"
+                )));
+            }
+            _ => {}
+        }
+        let data = self.checked_pointer::<T>(name)?;
+        // SAFETY: as in `as_slice`; the memory is writable, and callers that pass several tensors have called
+        // `reject_overlap`, so that this is the only slice of these bytes.
+        Ok(unsafe { std::slice::from_raw_parts_mut(data, self.len()) })
+    }
+
+    /// Checks everything that a slice of `T` needs.
+    fn checked_pointer<T: Element>(&self, name: &str) -> Result<*mut T, BindError> {
+        self.expect_dtype(name, T::DTYPES)?;
+        if !self.is_contiguous() {
+            return Err(BindError::value_error(format!(
+                "{name}: expected a contiguous tensor, got shape {:?} with strides {:?}; call .contiguous()",
+                self.shape(),
+                self.strides()
+            )));
+        }
+        if self.len() == 0 {
+            return Ok(std::ptr::NonNull::dangling().as_ptr());
+        }
+        let data = self.data.cast::<T>();
+        if !data.is_aligned() {
+            return Err(BindError::value_error(format!(
+                "{name}: expected memory aligned to {} bytes, got address {:p}",
+                align_of::<T>(),
+                self.data
+            )));
+        }
+        Ok(data)
+    }
+
+    /// Checks the shape.
+    ///
+    /// # Errors
+    /// A `ValueError` that names both shapes.
+    pub(crate) fn expect_shape(&self, name: &str, shape: &[usize]) -> Result<(), BindError> {
+        if self.shape() == shape {
+            return Ok(());
+        }
+        Err(BindError::value_error(format!(
+            "{name}: expected shape {shape:?}, got {:?}",
+            self.shape()
+        )))
+    }
+
+    /// Checks the element type and returns it.
+    ///
+    /// # Errors
+    /// A `TypeError` that names the types.
+    pub(crate) fn expect_dtype(&self, name: &str, any_of: &[Dtype]) -> Result<Dtype, BindError> {
+        if any_of.contains(&self.dtype) {
+            return Ok(self.dtype);
+        }
+        let names: Vec<&str> = any_of.iter().map(|dtype| dtype.name()).collect();
+        Err(BindError::type_error(format!(
+            "{name}: expected dtype {}, got {}",
+            names.join(" or "),
+            self.dtype
+        )))
+    }
+
+    /// The half-open range of addresses that the elements may lie in.
+    fn extent(&self) -> (usize, usize) {
+        let item = match self.dtype {
+            Dtype::F64 | Dtype::I64 => 8,
+            Dtype::F32 | Dtype::I32 => 4,
+            Dtype::F16 | Dtype::BF16 => 2,
+            Dtype::F8E4M3 | Dtype::F8E8M0 | Dtype::I8 | Dtype::U8 | Dtype::Bool => 1,
+            // At least as wide as any type: an overlap is never missed, and such tensors are refused anyway.
+            Dtype::Other => 16,
+        };
+        let start = self.data.addr();
+        if self.len() == 0 {
+            return (start, start);
+        }
+        let (mut low, mut high) = (0_isize, 0_isize);
+        for (&size, &stride) in self.shape().iter().zip(self.strides()) {
+            let reach = stride * (size.cast_signed() - 1);
+            low += reach.min(0);
+            high += reach.max(0);
+        }
+        let item_signed = item as isize;
+        (
+            start.wrapping_add_signed(low * item_signed),
+            start
+                .wrapping_add_signed(high * item_signed)
+                .wrapping_add(item),
+        )
+    }
+}
+
+/// Refuses outputs that share memory with one another or with an input.
+///
+/// # Errors
+/// A `ValueError` that names the two tensors.
+pub(crate) fn reject_overlap(
+    outputs: &[(&str, &Tensor<'_>)],
+    inputs: &[(&str, &Tensor<'_>)],
+) -> Result<(), BindError> {
+    for (index, (output_name, output)) in outputs.iter().enumerate() {
+        let (start, end) = output.extent();
+        for (other_name, other) in outputs[index + 1..].iter().chain(inputs) {
+            let (other_start, other_end) = other.extent();
+            if start < other_end && other_start < end {
+                return Err(BindError::value_error(format!(
+                    "{output_name} shares memory with {other_name}; outputs need memory of their own"
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn checked_ndim(ndim: usize) -> PyResult<usize> {
+    if ndim <= MAX_DIMS {
+        return Ok(ndim);
+    }
+    Err(PyTypeError::new_err(format!(
+        "expected at most {MAX_DIMS} dimensions, got {ndim}"
+    )))
+}
+
+/// The error for a tensor that is not dense memory of this process.
+fn not_plain_memory(object: &Bound<'_, PyAny>, cause: Option<PyErr>) -> PyErr {
+    let describe = |name: &str| {
+        object
+            .getattr(name)
+            .and_then(|value| value.str())
+            .map_or_else(
+                |_| format!("unknown {name}"),
+                |text| text.to_string_lossy().into_owned(),
+            )
+    };
+    let kind = object.get_type().qualname().map_or_else(
+        |_| "tensor".to_owned(),
+        |name| name.to_string_lossy().into_owned(),
+    );
+    let error = PyTypeError::new_err(format!(
+        "expected a dense tensor in CPU memory, got a {kind} of layout {} and dtype {} on device {}",
+        describe("layout"),
+        describe("dtype"),
+        describe("device"),
+    ));
+    error.set_cause(object.py(), cause);
+    error
+}

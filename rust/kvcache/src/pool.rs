@@ -1,0 +1,80 @@
+//! Pages: a reference count each, and a stack of the free ones.
+
+use crate::{Error, Result};
+
+/// The number of a page, 0 to `num_pages - 1`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PageId(pub u32);
+
+/// Copy the rows of one page to another before the step writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageCopy {
+    /// The page to read, still held by another sequence.
+    pub from: PageId,
+    /// The page to write, held by the stepping sequence alone.
+    pub to: PageId,
+}
+
+/// Pages are dealt out from 0 upwards, a freed one before one that was never used: memory touched lazily stays small,
+/// and so do these arrays, whatever `num_pages` is.
+///
+/// Invariants: `refcounts` covers the pages used so far; of these a page is on the free stack, once, exactly when its
+/// reference count is 0.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    num_pages: usize,
+    pub(crate) refcounts: Vec<u32>,
+    pub(crate) free: Vec<u32>,
+}
+
+impl Pool {
+    pub(crate) fn new(num_pages: usize) -> Result<Self> {
+        if num_pages == 0 || i32::try_from(num_pages).is_err() {
+            return Err(Error::NumPages { asked: num_pages });
+        }
+        Ok(Self {
+            num_pages,
+            refcounts: Vec::new(),
+            free: Vec::new(),
+        })
+    }
+
+    pub(crate) fn num_pages(&self) -> usize {
+        self.num_pages
+    }
+
+    pub(crate) fn num_free(&self) -> usize {
+        self.num_pages - self.refcounts.len() + self.free.len()
+    }
+
+    /// A page for one holder; none when all are held.
+    pub(crate) fn allocate(&mut self) -> Option<PageId> {
+        if let Some(page) = self.free.pop() {
+            self.refcounts[page as usize] = 1;
+            return Some(PageId(page));
+        }
+        if self.refcounts.len() == self.num_pages {
+            return None;
+        }
+        self.refcounts.push(1);
+        Some(PageId(self.refcounts.len() as u32 - 1))
+    }
+
+    pub(crate) fn share(&mut self, page: PageId) {
+        self.refcounts[page.0 as usize] += 1;
+    }
+
+    /// One holder fewer; the last one frees the page.
+    pub(crate) fn release(&mut self, page: PageId) {
+        let count = &mut self.refcounts[page.0 as usize];
+        debug_assert!(*count > 0, "page {} released once too often", page.0);
+        *count -= 1;
+        if *count == 0 {
+            self.free.push(page.0);
+        }
+    }
+
+    pub(crate) fn is_shared(&self, page: PageId) -> bool {
+        self.refcounts[page.0 as usize] > 1
+    }
+}

@@ -1,0 +1,148 @@
+//! Slots of sequences, named by handles that carry a generation.
+
+use crate::pool::PageId;
+use crate::{Error, Result};
+
+/// Names one open sequence of one cache. Never reused: a closed sequence's handle stays invalid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Handle(pub u64);
+
+/// The generation is 31 bits wide, so that a handle is never negative as an `i64`.
+const LAST_GENERATION: u32 = i32::MAX as u32;
+
+impl Handle {
+    fn new(slot: usize, generation: u32) -> Self {
+        Self(u64::from(generation) << 32 | slot as u64)
+    }
+
+    fn slot(self) -> usize {
+        (self.0 & u64::from(u32::MAX)) as usize
+    }
+
+    fn generation(self) -> u64 {
+        self.0 >> 32
+    }
+}
+
+/// What the cache knows of one sequence.
+///
+/// Invariants: `pages.len() == reserved.div_ceil(page_size)`; `published <= computed <= reserved`.
+///
+/// | tokens | meaning |
+/// |---|---|
+/// | `[0, published)` | computed, and may be shared with other requests |
+/// | `[published, computed)` | computed |
+/// | `[computed, reserved)` | have room, not computed yet |
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Sequence {
+    pub(crate) pages: Vec<PageId>,
+    pub(crate) reserved: u64,
+    pub(crate) computed: u64,
+    pub(crate) published: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Slot {
+    pub(crate) generation: u32,
+    /// The call that last named this slot: finds a handle given twice in one call.
+    mark: u64,
+    pub(crate) sequence: Option<Sequence>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Slots {
+    pub(crate) slots: Vec<Slot>,
+    pub(crate) free: Vec<u32>,
+    epoch: u64,
+}
+
+impl Slots {
+    pub(crate) fn insert(&mut self, sequence: Sequence) -> Handle {
+        if let Some(index) = self.free.pop() {
+            let slot = &mut self.slots[index as usize];
+            slot.sequence = Some(sequence);
+            return Handle::new(index as usize, slot.generation);
+        }
+        // Generations start at 1: handle 0 names nothing.
+        self.slots.push(Slot {
+            generation: 1,
+            mark: 0,
+            sequence: Some(sequence),
+        });
+        Handle::new(self.slots.len() - 1, 1)
+    }
+
+    /// The slot of an open sequence.
+    pub(crate) fn index(&self, handle: Handle) -> Result<usize> {
+        let index = handle.slot();
+        match self.slots.get(index) {
+            Some(slot)
+                if slot.sequence.is_some() && u64::from(slot.generation) == handle.generation() =>
+            {
+                Ok(index)
+            }
+            _ => Err(Error::StaleHandle { handle: handle.0 }),
+        }
+    }
+
+    /// The slots of distinct open sequences, in the order of the handles.
+    pub(crate) fn distinct(&mut self, handles: &[Handle]) -> Result<Vec<usize>> {
+        self.epoch += 1;
+        let mut indices = Vec::with_capacity(handles.len());
+        for &handle in handles {
+            let index = self.index(handle)?;
+            if core::mem::replace(&mut self.slots[index].mark, self.epoch) == self.epoch {
+                return Err(Error::RepeatedHandle { handle: handle.0 });
+            }
+            indices.push(index);
+        }
+        Ok(indices)
+    }
+
+    pub(crate) fn remove(&mut self, handle: Handle) -> Result<Sequence> {
+        let index = self.index(handle)?;
+        let slot = &mut self.slots[index];
+        let sequence = slot
+            .sequence
+            .take()
+            .ok_or(Error::StaleHandle { handle: handle.0 })?;
+        // A slot whose generations are used up is never given out again.
+        if slot.generation < LAST_GENERATION {
+            slot.generation += 1;
+            self.free.push(index as u32);
+        }
+        Ok(sequence)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Sequence> {
+        self.slots.iter().filter_map(|slot| slot.sequence.as_ref())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Handle, LAST_GENERATION, Sequence, Slots};
+
+    #[test]
+    fn a_reused_slot_has_a_new_handle() {
+        let mut slots = Slots::default();
+        let first = slots.insert(Sequence::default());
+        assert!(slots.remove(first).is_ok());
+        let second = slots.insert(Sequence::default());
+        assert_eq!(first.slot(), second.slot());
+        assert_ne!(first, second);
+        assert!(slots.index(first).is_err() && slots.index(second).is_ok());
+    }
+
+    #[test]
+    fn a_slot_with_its_generations_used_up_is_retired() {
+        let mut slots = Slots::default();
+        slots.insert(Sequence::default());
+        slots.slots[0].generation = LAST_GENERATION;
+        let last = Handle::new(0, LAST_GENERATION);
+        assert!(i64::try_from(last.0).is_ok());
+        assert!(slots.remove(last).is_ok());
+        assert_eq!(slots.insert(Sequence::default()).slot(), 1);
+        assert!(slots.index(last).is_err());
+    }
+}

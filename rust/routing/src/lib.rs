@@ -1,0 +1,1 @@
+//! Which experts see which token: scores, groups, top-k, permutation, load counters.

@@ -1,0 +1,1 @@
+//! Byte-level BPE: load, pre-tokenize, merge, decode.
