@@ -1,4 +1,4 @@
-"""Print the package's requirements, one a line: the required ones and those of the extras named as arguments."""
+"""Print the package's requirements, one a line: required ones and the given extras'."""
 
 import pathlib
 import sys

@@ -61,12 +61,12 @@ make_environment() {
         fi
     fi
     if folder=$(torch_folder "$venv/bin/python") && [ -n "$folder" ]; then
-        echo "setup: using torch from $folder; other packages are up to 0.2 GB to download"
+        echo "setup: using torch from $folder; other packages are up to 0.1 GB to download"
     elif [ -n "${TORCH_PIP_ARGS:-}" ]; then
-        echo "setup: no torch >= 2.8 in $python; will download it with $TORCH_PIP_ARGS, and 0.2 GB of other packages"
+        echo "setup: no torch >= 2.8 in $python; will download it with $TORCH_PIP_ARGS, and 0.1 GB of other packages"
     else
         echo "setup: no torch >= 2.8 in $python; will download torch from the package index: on Linux x86-64 about"
-        echo "setup: @TORCH_GB@ GB with its CUDA libraries (6 GB on disk), elsewhere 0.1 GB; other packages 0.2 GB. For the"
+        echo "setup: 3.0 GB with its CUDA libraries (6 GB on disk), elsewhere 0.1 GB; other packages 0.1 GB. For the"
         echo "setup: 0.2 GB build without CUDA: make setup TORCH_PIP_ARGS=\"--index-url https://download.pytorch.org/whl/cpu\""
     fi
 }

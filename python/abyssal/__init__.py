@@ -1,11 +1,12 @@
 """The DeepSeek model family in PyTorch, on the computer people have.
 
-Three doors, each usable alone: operations and modules (`abyssal.ops`, `abyssal.nn`), the engine (`abyssal.LLM`) and
-the command line (``abyssal --help``). `abyssal.Tokenizer` and `abyssal.kvcache` work without torch installed.
+Three doors, each usable alone: operations and modules (`abyssal.ops`, `abyssal.nn`), the engine
+(`abyssal.LLM`) and the command line (``abyssal --help``). `abyssal.Tokenizer` and
+`abyssal.kvcache` work without torch installed.
 
-Importing this package imports nothing else: a name is looked up when it is first used, so that a program which only
-counts tokens never loads torch. Importing starts no thread, changes no environment variable and installs no signal
-handler.
+Importing this package imports nothing else: a name is looked up when it is first used, so that a
+program which only counts tokens never loads torch. Importing starts no thread, changes no
+environment variable and installs no signal handler.
 """
 
 from __future__ import annotations

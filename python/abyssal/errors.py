@@ -1,8 +1,9 @@
 """The exceptions that this package raises on purpose.
 
-Wrong arguments to a function raise `ValueError` and `TypeError`; `abyssal.OutOfPages`, a `RuntimeError`, says that the
-page pool is exhausted. The classes here are for what comes from outside: files, requests and text. Each is a
-`ValueError` too, so that a caller who knows nothing of this package can still catch it.
+Wrong arguments to a function raise `ValueError` and `TypeError`; `abyssal.OutOfPages`, a
+`RuntimeError`, says that the page pool is exhausted. The classes here are for what comes from
+outside: files, requests and text. Each is a `ValueError` too, so that a caller who knows nothing
+of this package can still catch it.
 """
 
 from __future__ import annotations
@@ -21,4 +22,4 @@ class RequestError(AbyssalError, ValueError):
 
 
 class TokenizerError(AbyssalError, ValueError):
-    """A tokenizer file is unsupported or damaged, or a text or token id has no encoding or decoding."""
+    """A tokenizer file is unsupported or damaged, or a text or token id cannot be translated."""

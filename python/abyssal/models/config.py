@@ -238,10 +238,9 @@ def _rope(
             raise fields.fail(
                 f"'rope_theta' is {fields.values['rope_theta']}, but 'rope_parameters' has {theta}"
             )
-    elif family.rope_theta is None:
-        theta = fields.number("rope_theta", above=1.0)
     else:
-        theta = fields.number("rope_theta", above=1.0, default=family.rope_theta)
+        known = {} if family.rope_theta is None else {"default": family.rope_theta}
+        theta = fields.number("rope_theta", above=1.0, **known)
     partial = section.number("partial_rotary_factor", default=1.0)
     if partial != 1.0:
         raise section.fail(f"'partial_rotary_factor' must be 1, found {partial}")
@@ -279,10 +278,9 @@ def _dtype(fields: Fields) -> torch.dtype:
     ]
     if len(set(names)) > 1:
         raise fields.fail(f"'dtype' {names[0]} and 'torch_dtype' {names[1]} disagree")
-    name = names[0] if names else "bfloat16"
-    if name not in DTYPES:
-        raise fields.fail(f"'dtype' must be one of {', '.join(DTYPES)}, found {name!r}")
-    return DTYPES[name]
+    if names and names[0] not in DTYPES:
+        raise fields.fail(f"'dtype' must be one of {', '.join(DTYPES)}, found {names[0]!r}")
+    return DTYPES[names[0]] if names else torch.bfloat16
 
 
 def _quantization(fields: Fields) -> Quantization | None:
@@ -292,13 +290,11 @@ def _quantization(fields: Fields) -> Quantization | None:
     section = fields.section("quantization_config")
     if section is None:
         return None
-    method = section.choice("quant_method", ("fp8", "mxfp4"))
-    if method == "mxfp4":
+    if section.choice("quant_method", ("fp8", "mxfp4")) == "mxfp4":
         return Quantization("mxfp4", "ue8m0")
     section.choice("fmt", ("e4m3",), default="e4m3")
     section.choice("activation_scheme", ("dynamic",), default="dynamic")
     block = section.values.get("weight_block_size")
     if block != [128, 128]:
         raise section.fail(f"'weight_block_size' must be [128, 128], found {block!r}")
-    scale_format = section.choice("scale_fmt", ("ue8m0",), default="f32")
-    return Quantization("fp8", scale_format)
+    return Quantization("fp8", section.choice("scale_fmt", ("ue8m0",), default="f32"))

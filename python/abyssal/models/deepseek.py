@@ -1,17 +1,19 @@
 """The DeepSeek decoder: V2, V3 and the look-alikes with the same layers.
 
-Each layer adds attention, then a dense or a sparse feed-forward part, to a residual stream. One module serves the
-engine (``forward``: a flat batch over paged latent caches) and training (``forward_sequence``: whole sequences,
-differentiable). Weights are made without values; a loader or an initializer fills them.
+Each layer adds attention, then a dense or a sparse feed-forward part, to a residual stream. One
+module serves the engine (``forward``: a flat batch over paged latent caches) and training
+(``forward_sequence``: whole sequences, differentiable).
 
-Source: DeepSeek-V2 (arXiv 2405.04434), DeepSeek-V3 (arXiv 2412.19437); the extra prediction layer as section 2.2 of
-the latter, on the hidden state after the final norm, as vLLM, SGLang and transformers run it.
+Source: DeepSeek-V2 (arXiv 2405.04434), DeepSeek-V3 (arXiv 2412.19437); the prediction layer as
+section 2.2 of the latter, on the hidden state after the final norm, as vLLM, SGLang and
+transformers run it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import nn
@@ -19,9 +21,9 @@ from torch import nn
 from abyssal.models.shape import ModelShape
 from abyssal.nn import MLA, MLP, Batch, Linear, MoE, RMSNorm, RotaryEmbedding, Router
 
-#: Called as ``on_layer(layer, name, tensor)``; the names are ``attention`` and ``feed_forward`` (what
-#: is added to the residual stream), ``experts`` (int32 ``[tokens, top_k]``), ``expert_weights`` (f32,
-#: same shape) and ``output`` (the stream after the layer).
+#: Called as ``on_layer(layer, name, tensor)``. The names: ``attention`` and ``feed_forward`` (what is
+#: added to the residual stream), ``experts`` (int32 ``[tokens, top_k]``), ``expert_weights`` (f32),
+#: ``output`` (the stream after the layer).
 OnLayer = Callable[[int, str, torch.Tensor], None]
 
 
@@ -94,7 +96,8 @@ class DecoderLayer(nn.Module):
         """Map the stream before the layer to the stream after it.
 
         Args:
-            hidden: ``[tokens, hidden_size]`` with ``batch`` and ``cache``, else ``[sequences, tokens, hidden_size]``.
+            hidden: ``[tokens, hidden_size]`` with ``batch`` and ``cache``, else
+                ``[sequences, tokens, hidden_size]``.
             cos: f32 ``[tokens, rope_dim / 2]``.
             sin: Like ``cos``.
             batch: Where each sequence's tokens stand; None runs whole sequences.
@@ -109,14 +112,13 @@ class DecoderLayer(nn.Module):
             added = self.attention.forward_sequence(normalized, cos, sin)
         else:
             added = self.attention(normalized, cos, sin, batch, cache)
+        hidden = hidden + added
         if on_layer:
             on_layer(self.index, "attention", added)
-        hidden = hidden + added
         normalized = self.post_norm(hidden)
-        if self.mlp is not None:
-            added = self.mlp(normalized)
+        if self.moe is None:
+            added = cast(MLP, self.mlp)(normalized)
         else:
-            assert self.moe is not None
             with _watched(self.moe.router, self.index, on_layer):
                 added = self.moe(normalized.flatten(0, -2)).view_as(hidden)
         hidden = hidden + added
@@ -145,7 +147,7 @@ def _watched(router: Router, index: int, on_layer: OnLayer | None) -> Iterator[N
 
 
 class PredictionLayer(nn.Module):
-    """A multi-token-prediction layer: from a token's hidden state and the next token to the one after.
+    """A multi-token-prediction layer: a hidden state and the next token give the one after it.
 
     Args:
         config: The architecture.
@@ -190,8 +192,8 @@ class DeepseekModel(nn.Module):
         dtype: Type of plain weights and of activations; the architecture's where not given.
         num_mtp_layers: Prediction layers to build behind the main ones.
 
-    Guarantees: the weights have no values until they are loaded or initialized; a tied head is the embedding's own
-    parameter; an instance changes only by what is written to its parameters, so several threads may run it.
+    Guarantees: the weights have no values until they are loaded or initialized; a tied head is the
+    embedding's own parameter; a step changes nothing but the caches that it is given.
     """
 
     def __init__(
@@ -200,11 +202,8 @@ class DeepseekModel(nn.Module):
         super().__init__()
         self.config = config
         dtype = dtype or config.dtype
-        self.embed = nn.Embedding(
-            config.vocab_size,
-            config.hidden_size,
-            _weight=torch.empty(config.vocab_size, config.hidden_size, dtype=dtype),
-        )
+        rows = torch.empty(config.vocab_size, config.hidden_size, dtype=dtype)
+        self.embed = nn.Embedding(*rows.shape, _weight=rows)
         self.layers = nn.ModuleList(
             DecoderLayer(config, index, sparse=sparse, dtype=dtype)
             for index, sparse in enumerate(config.moe_layers)
@@ -232,12 +231,10 @@ class DeepseekModel(nn.Module):
         return self.embed.weight.dtype
 
     def new_caches(self, num_slots: int, dtype: torch.dtype | None = None) -> list[torch.Tensor]:
-        """Make an empty cache for every layer: ``[num_slots, latent_width]``, memory touched when used."""
-        device = self.embed.weight.device
-        dtype = dtype or self.dtype
+        """Make each layer's cache ``[num_slots, latent_width]``; memory is touched when used."""
+        shape, kind = (num_slots, self.latent_width), dtype or self.dtype
         return [
-            torch.empty(num_slots, self.latent_width, dtype=dtype, device=device)
-            for _ in self.layers
+            torch.empty(shape, dtype=kind, device=self.embed.weight.device) for _ in self.layers
         ]
 
     def forward(
@@ -252,7 +249,7 @@ class DeepseekModel(nn.Module):
         Args:
             batch: The tokens and where they stand.
             caches: One a layer, as ``new_caches`` makes them; this step's rows are written.
-            select: int64 ``[n]``, the tokens of the flat batch whose logits are wanted; None for all of them.
+            select: int64 ``[n]``, the tokens whose logits are wanted; None for all of them.
             on_layer: Sees what each layer computes, to find where a value stops being finite.
 
         Returns:
@@ -274,7 +271,7 @@ class DeepseekModel(nn.Module):
             on_layer: As in ``forward``; expert choices are flattened over sequences and tokens.
 
         Returns:
-            Hidden states after the final norm, ``[sequences, tokens, hidden_size]``; ``logits`` makes scores of them.
+            Hidden states after the final norm, ``[sequences, tokens, hidden_size]``.
         """
         hidden = self.embed(token_ids)
         cos, sin = self.rotary(torch.arange(token_ids.shape[1], device=token_ids.device))
@@ -289,21 +286,18 @@ class DeepseekModel(nn.Module):
         """Run a prediction layer.
 
         Args:
-            hidden: ``[sequences, tokens, hidden_size]`` of ``forward_sequence``, or of ``depth - 1``.
-            next_token_ids: int64 ``[sequences, tokens]``, the token after each one (after ``depth + 1`` for the
-                deeper layers).
+            hidden: ``[sequences, tokens, hidden_size]``, of ``forward_sequence`` or ``depth - 1``.
+            next_token_ids: int64 ``[sequences, tokens]``, the token ``depth + 1`` after each.
             depth: Which prediction layer.
 
         Returns:
             Normalized hidden states like ``hidden``; ``logits`` scores the token after the next.
         """
-        positions = torch.arange(next_token_ids.shape[1], device=next_token_ids.device)
-        output: torch.Tensor = self.mtp[depth](
-            self.embed(next_token_ids), hidden, *self.rotary(positions)
-        )
+        tables = self.rotary(torch.arange(hidden.shape[1], device=hidden.device))
+        output: torch.Tensor = self.mtp[depth](self.embed(next_token_ids), hidden, *tables)
         return output
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Score every token of the vocabulary: f32 ``[..., vocab_size]`` of normalized ``hidden``."""
+        """Score the vocabulary: f32 ``[..., vocab_size]`` of normalized ``hidden``."""
         scores: torch.Tensor = self.head(hidden)
         return scores.float()

@@ -1,8 +1,9 @@
 """Which experts see which token, in plain PyTorch.
 
-    scores    = softmax, sigmoid or sqrt(softplus) of the logits, in exactly defined float32
-    (``scores.py``) keys      = scores + correction bias groups    : keep the ``top_groups`` groups
-    of experts with the best group score selection : the ``top_k`` best keys of the kept groups
+    scores    = softmax, sigmoid or sqrt(softplus) of the logits, exact float32 (``scores.py``)
+    keys      = scores + correction bias
+    groups    : keep the ``top_groups`` groups of experts with the best group score
+    selection : the ``top_k`` best keys of the kept groups
     weights   = scores of the selected experts, divided by their sum, times ``scale``
 
 Sorting is done on 64-bit integers that hold the key's order in the upper half and the expert's
@@ -20,16 +21,18 @@ _NEVER = -(2**31)  # below the order of -inf
 
 
 def _order(key: Tensor, selectable: Tensor) -> Tensor:
-    """Map float32 keys to int64 so that larger integers are better and, among equals, the lower
-    index wins.""" bits = (key + 0.0).view(torch.int32)  # adding zero makes -0 equal to +0 ordered
-    = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(torch.int64) ordered =
-    torch.where(selectable, ordered, _NEVER) width = key.shape[-1] reversed_index =
-    torch.arange(width - 1, -1, -1, device=key.device) return ordered * 2**32 + reversed_index
+    """Map float32 keys to int64: larger is better, and among equals the lower index is."""
+    bits = (key + 0.0).view(torch.int32)  # adding zero makes -0 equal to +0
+    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(torch.int64)
+    ordered = torch.where(selectable, ordered, _NEVER)
+    width = key.shape[-1]
+    reversed_index = torch.arange(width - 1, -1, -1, device=key.device)
+    return ordered * 2**32 + reversed_index
 
 
 def _best(order: Tensor, count: int) -> Tensor:
-    """Return the columns of the ``count`` largest integers of each row, best first; no two are
-    equal.""" return order.topk(count, dim=-1).indices
+    """Return the columns of the ``count`` largest integers, all different, of each row."""
+    return order.topk(count, dim=-1).indices
 
 
 def _kept_groups(
@@ -126,8 +129,8 @@ def route(
     Source: DeepSeek-V2 and DeepSeek-V3 reports, section 2.1.2; LongCat-Flash for softmax with a
     bias.
     """
-
-    check_route(logits, top_k, scoring, correction_bias, num_groups, top_groups, group_score, out, load)
+    selection = (correction_bias, num_groups, top_groups, group_score)
+    check_route(logits, top_k, scoring, *selection, out, load)
     given = logits.to(torch.float32)
     scores = router_scores(given, scoring)
     with torch.no_grad():
@@ -183,7 +186,6 @@ def route_table(
 
     Source: DeepSeek-V4 hash layers.
     """
-
     check_route_table(logits, token_ids, table, scoring, out, load)
     given = logits.to(torch.float32)
     _check_values("token id", token_ids, table.shape[0])
@@ -228,7 +230,6 @@ def permute(indices: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
     Guarantees: stable: within an expert, positions ascend. No tokens give an empty order and zero
     offsets.
     """
-
     check_permute(indices, num_experts)
     flat = indices.reshape(-1).to(torch.int64)
     _check_values("expert", flat, num_experts)

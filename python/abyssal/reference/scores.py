@@ -12,7 +12,7 @@ Gradients are the analytic ones, written in terms of the score itself.
 import torch
 from torch import Tensor
 
-from .checks import SCORINGS, check_choice
+from .checks import SCORINGS, check_choice, check_dtype, check_rank
 
 # Coefficients of (exp(r) - 1 - r) / r**2 for |r| <= ln(2) / 2, highest power first.
 _EXP = (
@@ -133,7 +133,9 @@ class _Scores(torch.autograd.Function):
         return _FORWARD[scoring](logits.masked_fill(logits.isnan(), float("-inf")))
 
     @staticmethod
-    def setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, str], output: Tensor) -> None:
+    def setup_context(
+        ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, str], output: Tensor
+    ) -> None:
         ctx.save_for_backward(inputs[0], output)
         ctx.scoring = inputs[1]  # type: ignore[attr-defined]
 
@@ -147,7 +149,9 @@ class _Scores(torch.autograd.Function):
             result = gradient * score * (1.0 - score)
         else:
             # d sqrt(softplus(x)) = sigmoid(x) / (2 score); both vanish together far to the left.
-            slope = torch.where(score > 0, torch.sigmoid(logits) / (2.0 * score), torch.zeros_like(score))
+            slope = torch.where(
+                score > 0, torch.sigmoid(logits) / (2.0 * score), torch.zeros_like(score)
+            )
             result = gradient * slope
         return result, None
 
@@ -163,7 +167,8 @@ def router_scores(logits: Tensor, scoring: str) -> Tensor:
         ``[num_tokens, num_experts]`` float32.
 
     Raises:
-        ValueError: an unknown ``scoring``.
+        TypeError: another dtype.
+        ValueError: another number of dimensions, or an unknown ``scoring``.
 
     Guarantees: a NaN logit counts as ``-inf``. Infinite logits take their limits: in a softmax row
     the largest logits share the mass, also when they are infinite. Bits do not depend on the
@@ -172,6 +177,8 @@ def router_scores(logits: Tensor, scoring: str) -> Tensor:
     Source: DeepSeek-V2 (softmax), DeepSeek-V3 (sigmoid) and DeepSeek-V4 (square root of softplus)
     gates.
     """
+    check_dtype("logits", logits, (torch.float32,))
+    check_rank("logits", logits, 2)
     check_choice("scoring", scoring, SCORINGS)
     scores: Tensor = _Scores.apply(logits, scoring)  # type: ignore[no-untyped-call]
     return scores

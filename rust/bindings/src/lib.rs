@@ -59,6 +59,8 @@ mod _core {
     use super::cpu_tier;
     #[pymodule_export]
     use crate::error::OutOfPages;
+    #[pymodule_export]
+    use crate::kvcache::PageCache;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -6,7 +6,7 @@
 //! [`Tensor::as_slice`] then checks element type, contiguity and alignment and yields a slice tied to the view.
 //!
 //! Three sources, tried in this order:
-//! 1. torch >= 2.10: the C table behind `type(x).__dlpack_c_exchange_api__`, one call and no allocation;
+//! 1. torch >= 2.10: the C table behind `torch.Tensor.__dlpack_c_exchange_api__`, one call and no allocation;
 //! 2. older torch: `data_ptr()`, `shape`, `stride()`, `dtype`, `device`, `layout`;
 //! 3. everything else: the buffer protocol.
 //!
@@ -20,7 +20,8 @@ use std::ffi::CStr;
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyCapsule, PyString, PyTuple};
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyCapsule, PyDict, PyString, PyTuple};
 
 use crate::dlpack;
 pub(crate) use crate::dtype::{Dtype, Element};
@@ -53,15 +54,17 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Tensor<'py> {
 
     fn extract(object: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
         let object = object.to_owned();
-        let py = object.py();
-        if let Some(api) = object
-            .get_type()
-            .getattr_opt(pyo3::intern!(py, "__dlpack_c_exchange_api__"))?
-            && let Some(tensor) = Self::from_exchange_api(&object, &api)?
+        // Only a true torch tensor is asked for its memory: an object that merely has the attributes of one could
+        // name any address.
+        if let Some(tensor_type) = torch_tensor_type(object.py())?
+            && object.is_instance(tensor_type)?
         {
-            return Ok(tensor);
-        }
-        if object.getattr_opt(pyo3::intern!(py, "data_ptr"))?.is_some() {
+            let name = pyo3::intern!(object.py(), "__dlpack_c_exchange_api__");
+            if let Some(api) = tensor_type.getattr_opt(name)?
+                && let Some(tensor) = Self::from_exchange_api(&object, &api)?
+            {
+                return Ok(tensor);
+            }
             return Self::from_data_ptr(object);
         }
         Self::from_buffer(&object)
@@ -207,8 +210,12 @@ impl<'py> Tensor<'py> {
         if self.data.is_null() && self.len() > 0 {
             return Err(not_plain_memory(object, None));
         }
-        let negative = object.call_method0(pyo3::intern!(object.py(), "is_neg"))?;
-        if negative.is_truthy()? {
+        // Such views come from complex numbers: `x.conj().imag`.
+        if matches!(self.dtype, Dtype::F16 | Dtype::F32 | Dtype::F64)
+            && object
+                .call_method0(pyo3::intern!(object.py(), "is_neg"))?
+                .is_truthy()?
+        {
             return Err(PyTypeError::new_err(
                 "expected a plain tensor, got a lazily negated view; call .resolve_neg() first",
             ));
@@ -396,6 +403,26 @@ pub(crate) fn reject_overlap(
         }
     }
     Ok(())
+}
+
+/// `torch.Tensor`, once the program has imported torch; this module never does.
+fn torch_tensor_type(py: Python<'_>) -> PyResult<Option<&Bound<'_, PyAny>>> {
+    static TENSOR: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    if let Some(tensor) = TENSOR.get(py) {
+        return Ok(Some(tensor.bind(py)));
+    }
+    let modules = py
+        .import(pyo3::intern!(py, "sys"))?
+        .getattr(pyo3::intern!(py, "modules"))?;
+    let modules = modules.cast_into::<PyDict>()?;
+    let Some(torch) = modules.get_item(pyo3::intern!(py, "torch"))? else {
+        return Ok(None);
+    };
+    // Absent while torch itself is being imported.
+    let Some(tensor) = torch.getattr_opt(pyo3::intern!(py, "Tensor"))? else {
+        return Ok(None);
+    };
+    Ok(Some(TENSOR.get_or_init(py, || tensor.unbind()).bind(py)))
 }
 
 fn checked_ndim(ndim: usize) -> PyResult<usize> {

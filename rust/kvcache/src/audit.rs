@@ -16,7 +16,7 @@ impl PageCache {
             self.pool.num_pages() as u64,
             holders.len() as u64,
         )?;
-        for (at, slot) in self.slots.slots.iter().enumerate() {
+        for (at, slot) in self.slots.entries.iter().enumerate() {
             let Some(sequence) = &slot.sequence else {
                 continue;
             };
@@ -79,7 +79,7 @@ impl PageCache {
     }
 
     fn audit_slots(&self) -> Result<()> {
-        let mut listed = vec![0_u64; self.slots.slots.len()];
+        let mut listed = vec![0_u64; self.slots.entries.len()];
         for (at, &slot) in self.slots.free.iter().enumerate() {
             expect_at_most(
                 "free slot",
@@ -91,7 +91,7 @@ impl PageCache {
                 *count += 1;
             }
         }
-        for (at, (slot, &found)) in self.slots.slots.iter().zip(&listed).enumerate() {
+        for (at, (slot, &found)) in self.slots.entries.iter().zip(&listed).enumerate() {
             // A retired slot is neither open nor free.
             let most = u64::from(slot.sequence.is_none());
             expect_at_most("entries in the free list of slot", at, most, found)?;
@@ -127,6 +127,7 @@ fn expect_at_most(rule: &'static str, at: usize, most: u64, actual: u64) -> Resu
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "how tests fail")]
 mod tests {
     use crate::{Error, PageCache, PageId};
 
@@ -154,8 +155,12 @@ mod tests {
             "reference count of page"
         );
         assert_eq!(
-            rule_broken_by(|c| c.pool.refcounts[3] += 1),
+            rule_broken_by(|c| c.pool.refcounts.push(1)),
             "reference count of page"
+        );
+        assert_eq!(
+            rule_broken_by(|c| c.pool.refcounts = vec![0; 5]),
+            "used pages"
         );
         assert_eq!(
             rule_broken_by(|c| c.pool.refcounts.push(0)),
@@ -172,7 +177,7 @@ mod tests {
         );
         assert_eq!(rule_broken_by(|c| c.slots.free.push(7)), "free slot");
         let sequence = |cache: &mut PageCache, damage: fn(&mut crate::slots::Sequence)| {
-            damage(cache.slots.slots[0].sequence.as_mut().unwrap());
+            damage(cache.slots.entries[0].sequence.as_mut().unwrap());
         };
         assert_eq!(
             rule_broken_by(|c| sequence(c, |s| s.reserved = 9)),

@@ -97,14 +97,14 @@ impl PageCache {
         let mut copies = Vec::with_capacity(copied.len());
         let mut next_copy = copied.into_iter().peekable();
         for (row, (&index, &count)) in indices.iter().zip(counts).enumerate() {
-            let Some(sequence) = self.slots.slots[index].sequence.as_mut() else {
+            let Some(sequence) = self.slots.entries[index].sequence.as_mut() else {
                 continue;
             };
-            if let Some((_, from)) = next_copy.next_if(|&(owner, _)| owner == row) {
-                if let (Some(last), Some(to)) = (sequence.pages.last_mut(), self.pool.allocate()) {
-                    *last = to;
-                    copies.push(PageCopy { from, to });
-                }
+            if let Some((_, from)) = next_copy.next_if(|&(owner, _)| owner == row)
+                && let (Some(last), Some(to)) = (sequence.pages.last_mut(), self.pool.allocate())
+            {
+                *last = to;
+                copies.push(PageCopy { from, to });
             }
             sequence.reserved += count;
             let pages = sequence.reserved.div_ceil(self.page_size) as usize;
@@ -132,21 +132,21 @@ impl PageCache {
     ) -> Result<()> {
         let mut asked = 0_u64;
         for (row, (&index, &count)) in indices.iter().zip(counts).enumerate() {
-            let Some(sequence) = &self.slots.slots[index].sequence else {
+            let Some(sequence) = &self.slots.entries[index].sequence else {
                 continue;
             };
             // Saturation is harmless: no pool holds so many pages.
             let reserved = sequence.reserved.saturating_add(count);
             let pages = reserved.div_ceil(self.page_size);
             asked = asked.saturating_add(pages - sequence.pages.len() as u64);
-            if count > 0 && !sequence.reserved.is_multiple_of(self.page_size) {
-                if let Some(&last) = sequence.pages.last() {
-                    if self.pool.is_shared(last) {
-                        self.pool.release(last);
-                        copied.push((row, last));
-                        asked = asked.saturating_add(1);
-                    }
-                }
+            if count > 0
+                && !sequence.reserved.is_multiple_of(self.page_size)
+                && let Some(&last) = sequence.pages.last()
+                && self.pool.is_shared(last)
+            {
+                self.pool.release(last);
+                copied.push((row, last));
+                asked = asked.saturating_add(1);
             }
             if pages > width as u64 && pages <= self.pool.num_pages() as u64 {
                 return Err(Error::TableWidth {
@@ -173,7 +173,7 @@ impl PageCache {
         check_length("publish", handles.len(), publish.len())?;
         let indices = self.slots.distinct(handles)?;
         for (&index, &given) in indices.iter().zip(computed) {
-            if let Some(sequence) = &self.slots.slots[index].sequence {
+            if let Some(sequence) = &self.slots.entries[index].sequence {
                 let (computed, reserved) = (sequence.computed, sequence.reserved);
                 if !(computed..=reserved).contains(&given) {
                     return Err(Error::Computed {
@@ -185,7 +185,7 @@ impl PageCache {
             }
         }
         for ((&index, &given), &publish) in indices.iter().zip(computed).zip(publish) {
-            if let Some(sequence) = self.slots.slots[index].sequence.as_mut() {
+            if let Some(sequence) = self.slots.entries[index].sequence.as_mut() {
                 sequence.computed = given;
                 if publish {
                     sequence.published = given;
@@ -202,7 +202,7 @@ impl PageCache {
     /// [`Error::StaleHandle`].
     pub fn fork(&mut self, handle: Handle) -> Result<Handle> {
         let index = self.slots.index(handle)?;
-        let Some(sequence) = &self.slots.slots[index].sequence else {
+        let Some(sequence) = &self.slots.entries[index].sequence else {
             return Err(Error::StaleHandle { handle: handle.0 });
         };
         let (computed, reserved) = (sequence.computed, sequence.reserved);
@@ -227,6 +227,21 @@ impl PageCache {
             self.pool.release(page);
         }
         Ok(())
+    }
+
+    /// Pages in all.
+    pub fn num_pages(&self) -> usize {
+        self.pool.num_pages()
+    }
+
+    /// Tokens in a page.
+    pub fn page_size(&self) -> u64 {
+        self.page_size
+    }
+
+    /// Pages that no sequence holds.
+    pub fn free_pages(&self) -> usize {
+        self.pool.num_free()
     }
 
     /// Counts of this moment. Looks at every page: not for every token.

@@ -51,7 +51,7 @@ pub(crate) struct Slot {
 
 #[derive(Debug, Default)]
 pub(crate) struct Slots {
-    pub(crate) slots: Vec<Slot>,
+    pub(crate) entries: Vec<Slot>,
     pub(crate) free: Vec<u32>,
     epoch: u64,
 }
@@ -59,23 +59,23 @@ pub(crate) struct Slots {
 impl Slots {
     pub(crate) fn insert(&mut self, sequence: Sequence) -> Handle {
         if let Some(index) = self.free.pop() {
-            let slot = &mut self.slots[index as usize];
+            let slot = &mut self.entries[index as usize];
             slot.sequence = Some(sequence);
             return Handle::new(index as usize, slot.generation);
         }
         // Generations start at 1: handle 0 names nothing.
-        self.slots.push(Slot {
+        self.entries.push(Slot {
             generation: 1,
             mark: 0,
             sequence: Some(sequence),
         });
-        Handle::new(self.slots.len() - 1, 1)
+        Handle::new(self.entries.len() - 1, 1)
     }
 
     /// The slot of an open sequence.
     pub(crate) fn index(&self, handle: Handle) -> Result<usize> {
         let index = handle.slot();
-        match self.slots.get(index) {
+        match self.entries.get(index) {
             Some(slot)
                 if slot.sequence.is_some() && u64::from(slot.generation) == handle.generation() =>
             {
@@ -91,7 +91,7 @@ impl Slots {
         let mut indices = Vec::with_capacity(handles.len());
         for &handle in handles {
             let index = self.index(handle)?;
-            if core::mem::replace(&mut self.slots[index].mark, self.epoch) == self.epoch {
+            if core::mem::replace(&mut self.entries[index].mark, self.epoch) == self.epoch {
                 return Err(Error::RepeatedHandle { handle: handle.0 });
             }
             indices.push(index);
@@ -101,7 +101,7 @@ impl Slots {
 
     pub(crate) fn remove(&mut self, handle: Handle) -> Result<Sequence> {
         let index = self.index(handle)?;
-        let slot = &mut self.slots[index];
+        let slot = &mut self.entries[index];
         let sequence = slot
             .sequence
             .take()
@@ -115,7 +115,9 @@ impl Slots {
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Sequence> {
-        self.slots.iter().filter_map(|slot| slot.sequence.as_ref())
+        self.entries
+            .iter()
+            .filter_map(|slot| slot.sequence.as_ref())
     }
 }
 
@@ -138,7 +140,7 @@ mod tests {
     fn a_slot_with_its_generations_used_up_is_retired() {
         let mut slots = Slots::default();
         slots.insert(Sequence::default());
-        slots.slots[0].generation = LAST_GENERATION;
+        slots.entries[0].generation = LAST_GENERATION;
         let last = Handle::new(0, LAST_GENERATION);
         assert!(i64::try_from(last.0).is_ok());
         assert!(slots.remove(last).is_ok());

@@ -1,0 +1,218 @@
+//! Merging: the pair of lowest rank first, the leftmost of equals, until no pair has a rank.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::hash::{BuildHasher, RandomState};
+
+/// No token, no rank, no neighbor.
+pub(crate) const NONE: u32 = u32::MAX;
+/// Pieces with more symbols than this go through a heap: the scan's cost grows with the square.
+const SCAN_LIMIT: usize = 96;
+/// How many merges of a long piece pass between two looks at the caller's wish to stop.
+const POLL_INTERVAL: usize = 1 << 16;
+
+/// What a pair of tokens merges into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Merge {
+    /// Place in the list of merges; lower goes first.
+    pub(crate) rank: u32,
+    /// The token that the pair becomes.
+    pub(crate) token: u32,
+}
+
+const NO_MERGE: Merge = Merge { rank: NONE, token: NONE };
+
+/// All merges, by pair: an open-addressing table at most half full.
+#[derive(Debug)]
+pub(crate) struct Merges {
+    slots: Vec<(u64, Merge)>,
+    multiplier: u64,
+    shift: u32,
+}
+
+/// Marks a free slot: no pair of tokens, for a token is never `NONE`.
+const FREE: u64 = u64::MAX;
+
+impl Merges {
+    /// A table for `count` merges. The hash is drawn anew for each table, so that no file can make its pairs collide.
+    pub(crate) fn with_capacity(count: usize) -> Self {
+        let bits = (count.max(1) * 2).next_power_of_two().trailing_zeros();
+        Self {
+            slots: vec![(FREE, NO_MERGE); 1 << bits],
+            multiplier: RandomState::new().hash_one(count) | 1,
+            shift: 64 - bits,
+        }
+    }
+
+    fn home(&self, key: u64) -> usize {
+        // Folding first lets the left token reach the product's high bits as the right one does.
+        ((key ^ (key >> 29)).wrapping_mul(self.multiplier) >> self.shift) as usize
+    }
+
+    /// Adds a merge; a later one of the same pair replaces the earlier.
+    pub(crate) fn insert(&mut self, left: u32, right: u32, merge: Merge) {
+        let key = u64::from(left) << 32 | u64::from(right);
+        let mut slot = self.home(key);
+        while self.slots[slot].0 != FREE && self.slots[slot].0 != key {
+            slot = (slot + 1) & (self.slots.len() - 1);
+        }
+        self.slots[slot] = (key, merge);
+    }
+
+    /// The merge of a pair; rank `NONE` when there is none.
+    #[inline]
+    pub(crate) fn get(&self, left: u32, right: u32) -> Merge {
+        let key = u64::from(left) << 32 | u64::from(right);
+        let mut slot = self.home(key);
+        loop {
+            let (found, merge) = self.slots[slot];
+            if found == key {
+                return merge;
+            }
+            if found == FREE {
+                return NO_MERGE;
+            }
+            slot = (slot + 1) & (self.slots.len() - 1);
+        }
+    }
+
+    /// Merges `symbols` in place as far as the list of merges allows; false when `stop` asked to give up.
+    pub(crate) fn apply(&self, symbols: &mut Vec<u32>, stop: &mut dyn FnMut() -> bool) -> bool {
+        if symbols.len() <= SCAN_LIMIT {
+            self.apply_by_scan(symbols);
+            true
+        } else {
+            self.apply_by_heap(symbols, stop)
+        }
+    }
+
+    fn apply_by_scan(&self, symbols: &mut Vec<u32>) {
+        if symbols.len() < 2 {
+            return;
+        }
+        let mut pairs = [NO_MERGE; SCAN_LIMIT];
+        let mut count = symbols.len() - 1;
+        for index in 0..count {
+            pairs[index] = self.get(symbols[index], symbols[index + 1]);
+        }
+        while count > 0 {
+            let mut best = 0;
+            for index in 1..count {
+                if pairs[index].rank < pairs[best].rank {
+                    best = index;
+                }
+            }
+            if pairs[best].rank == NONE {
+                return;
+            }
+            symbols[best] = pairs[best].token;
+            symbols.remove(best + 1);
+            pairs.copy_within(best + 1..count, best);
+            count -= 1;
+            if best > 0 {
+                pairs[best - 1] = self.get(symbols[best - 1], symbols[best]);
+            }
+            if best < count {
+                pairs[best] = self.get(symbols[best], symbols[best + 1]);
+            }
+        }
+    }
+
+    fn apply_by_heap(&self, symbols: &mut Vec<u32>, stop: &mut dyn FnMut() -> bool) -> bool {
+        let length = symbols.len();
+        let at = |symbols: &[u32], index: usize| symbols.get(index).copied().unwrap_or(NONE);
+        let mut next: Vec<usize> = (1..=length).collect();
+        let mut previous: Vec<usize> = (0..length).map(|index| index.wrapping_sub(1)).collect();
+        // An entry carries the pair's tokens: it is stale unless both still stand there.
+        let mut queue: BinaryHeap<Reverse<(u32, usize, u32, u32, u32)>> = BinaryHeap::new();
+        let push = |queue: &mut BinaryHeap<_>, index: usize, left: u32, right: u32| {
+            let merge = self.get(left, right);
+            if merge.rank != NONE {
+                queue.push(Reverse((merge.rank, index, left, right, merge.token)));
+            }
+        };
+        for index in 0..length - 1 {
+            push(&mut queue, index, symbols[index], symbols[index + 1]);
+        }
+        let mut popped = 0_usize;
+        while let Some(Reverse((_, index, left, right, token))) = queue.pop() {
+            popped += 1;
+            if popped.is_multiple_of(POLL_INTERVAL) && stop() {
+                return false;
+            }
+            let second = next[index];
+            if symbols[index] != left || at(symbols, second) != right {
+                continue;
+            }
+            symbols[index] = token;
+            symbols[second] = NONE;
+            let after = next[second];
+            next[index] = after;
+            if let Some(link) = previous.get_mut(after) {
+                *link = index;
+                push(&mut queue, index, token, symbols[after]);
+            }
+            let before = previous[index];
+            if before < length {
+                push(&mut queue, before, symbols[before], token);
+            }
+        }
+        symbols.retain(|&symbol| symbol != NONE);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+
+    /// The definition: look at all pairs, merge the best, start over.
+    fn naive(merges: &HashMap<(u32, u32), Merge>, symbols: &[u32]) -> Vec<u32> {
+        let mut symbols = symbols.to_vec();
+        loop {
+            let best = symbols
+                .windows(2)
+                .enumerate()
+                .filter_map(|(index, pair)| merges.get(&(pair[0], pair[1])).map(|m| (m.rank, index, m.token)))
+                .min();
+            let Some((_, index, token)) = best else { return symbols };
+            symbols.splice(index..index + 2, [token]);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn scan_and_heap_equal_the_definition(
+            pairs in prop::collection::vec((0u32..24, 0u32..24), 0..80),
+            symbols in prop::collection::vec(0u32..6, 0..200),
+        ) {
+            let mut table = Merges::with_capacity(pairs.len());
+            let mut map = HashMap::new();
+            for (rank, &(left, right)) in pairs.iter().enumerate() {
+                let merge = Merge { rank: rank as u32, token: 6 + rank as u32 % 18 };
+                table.insert(left, right, merge);
+                map.insert((left, right), merge);
+            }
+            let expected = naive(&map, &symbols);
+            let mut by_heap = symbols.clone();
+            if !by_heap.is_empty() {
+                prop_assert!(table.apply_by_heap(&mut by_heap, &mut || false));
+            }
+            prop_assert_eq!(&by_heap, &expected);
+            if symbols.len() <= SCAN_LIMIT {
+                let mut by_scan = symbols;
+                table.apply_by_scan(&mut by_scan);
+                prop_assert_eq!(&by_scan, &expected);
+            }
+        }
+    }
+
+    #[test]
+    fn a_long_piece_stops_when_asked() {
+        let mut table = Merges::with_capacity(1);
+        table.insert(0, 0, Merge { rank: 0, token: 1 });
+        assert!(!table.apply(&mut vec![0; 4 * POLL_INTERVAL], &mut || true));
+    }
+}

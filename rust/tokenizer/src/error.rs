@@ -1,0 +1,144 @@
+//! What can be wrong with a tokenizer file, a text or a token id.
+
+use std::fmt;
+
+/// Result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// A condition that stops loading, encoding or decoding.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Error {
+    /// The file is not JSON.
+    Json {
+        /// The parser's own words.
+        message: String,
+    },
+    /// A field is absent or of another type.
+    Field {
+        /// Path of the field in the file.
+        field: String,
+        /// What it has to be.
+        expected: &'static str,
+    },
+    /// The file is well formed, and describes a tokenizer that this crate does not have.
+    Unsupported {
+        /// Path of the field in the file.
+        field: String,
+        /// What was found there, shortened.
+        found: String,
+    },
+    /// A token id lies beyond what a table of tokens may span.
+    IdTooLarge {
+        /// The id.
+        id: u64,
+        /// The largest id allowed.
+        limit: u32,
+    },
+    /// Two tokens claim one id.
+    DuplicateId {
+        /// The id.
+        id: u32,
+        /// The later claimant, shortened.
+        token: String,
+    },
+    /// An added token's id is not the one that its place in the file gives it.
+    AddedTokenId {
+        /// The token, shortened.
+        token: String,
+        /// The id that the file declares.
+        declared: u32,
+        /// The id that the vocabulary or the order of added tokens gives.
+        actual: u32,
+    },
+    /// An added token is empty or too long.
+    AddedTokenLength {
+        /// Position in the list of added tokens.
+        index: usize,
+        /// Its length in bytes.
+        length: usize,
+        /// The largest length allowed.
+        limit: usize,
+    },
+    /// A merge is not a pair of tokens.
+    MergeForm {
+        /// Position in the list of merges.
+        index: usize,
+    },
+    /// A merge names or makes a token that the vocabulary lacks.
+    MergeToken {
+        /// Position in the list of merges.
+        index: usize,
+        /// The token, shortened.
+        token: String,
+    },
+    /// The text holds a byte for which the vocabulary has no token.
+    MissingByte {
+        /// The byte.
+        byte: u8,
+    },
+    /// A token id that no token has.
+    UnknownId {
+        /// The id.
+        id: i64,
+        /// The largest id of this tokenizer.
+        max: u32,
+    },
+    /// The caller asked to stop.
+    Interrupted,
+}
+
+/// The pre-tokenizers that exist here, for messages.
+pub const SUPPORTED: &str = "byte-level BPE with the pre-tokenizer of DeepSeek V3, R1, V3.1, V3.2 and V4; \
+     of DeepSeek LLM, V2 and V2-Lite; or of DeepSeek Coder";
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Json { message } => write!(f, "not valid JSON: {message}"),
+            Self::Field { field, expected } => write!(f, "{field} has to be {expected}"),
+            Self::Unsupported { field, found } => {
+                write!(f, "unsupported tokenizer: {field} is {found}; supported: {SUPPORTED}")
+            }
+            Self::IdTooLarge { id, limit } => {
+                write!(f, "token id {id} is above the largest id allowed, {limit}")
+            }
+            Self::DuplicateId { id, token } => {
+                write!(f, "token id {id} is claimed twice, the second time by {token}")
+            }
+            Self::AddedTokenId { token, declared, actual } => write!(
+                f,
+                "added token {token} declares id {declared}, but its place in the file gives it {actual}"
+            ),
+            Self::AddedTokenLength { index, length, limit } => write!(
+                f,
+                "added token {index} has {length} bytes, allowed are 1 to {limit}"
+            ),
+            Self::MergeForm { index } => {
+                write!(f, "merge {index} has to be two tokens, as \"a b\" or [\"a\", \"b\"]")
+            }
+            Self::MergeToken { index, token } => {
+                write!(f, "merge {index} needs the token {token}, which the vocabulary lacks")
+            }
+            Self::MissingByte { byte } => {
+                write!(f, "the text holds the byte {byte:#04x}, for which the vocabulary has no token")
+            }
+            Self::UnknownId { id, max } => {
+                write!(f, "token id {id} is not in this tokenizer, whose largest id is {max}")
+            }
+            Self::Interrupted => f.write_str("interrupted"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Quotes `text` for a message, cut to a length that a terminal can show.
+pub(crate) fn shorten(text: &str) -> String {
+    const LIMIT: usize = 80;
+    if text.chars().nth(LIMIT).is_none() {
+        return format!("{text:?}");
+    }
+    let head: String = text.chars().take(LIMIT).collect();
+    format!("{head:?}... ({} bytes)", text.len())
+}
