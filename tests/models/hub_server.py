@@ -1,7 +1,8 @@
 """A server on 127.0.0.1 that speaks as much of the hub's interface as fetching a checkpoint needs.
 
-It answers the model card request with sizes, serves small files directly and weights through a redirect with the
-``X-Linked-*`` headers, as the hub does for large files, and honors ``Range``. It records every request.
+It answers the model card request with sizes, serves small files directly and weights through a
+redirect with the ``X-Linked-*`` headers, as the hub does for large files, and honors ``Range``. It
+records every request.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class HubServer:
-    """Serve ``repositories``: name -> {file name: bytes}. Use as a context manager; ``url`` is the endpoint."""
+    """Serve ``repositories``: name -> {file name: bytes}, for the length of a ``with`` block."""
 
     def __init__(self, repositories):
         self.repositories = repositories
@@ -24,7 +25,9 @@ class HubServer:
         self.requests = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.02,), daemon=True
+        )
 
     @property
     def url(self):
@@ -32,7 +35,11 @@ class HubServer:
 
     def fetched(self, method="GET"):
         """Return the names of the files whose content was asked for."""
-        return [path.rsplit("/", 1)[1] for verb, path, _ in self.requests if verb == method and "/resolve/" in path]
+        return [
+            path.rsplit("/", 1)[1]
+            for verb, path, _ in self.requests
+            if verb == method and "/resolve/" in path
+        ]
 
     def __enter__(self):
         self._thread.start()
@@ -43,7 +50,7 @@ class HubServer:
         self._server.server_close()
         self._thread.join(timeout=5)
 
-    def _handler(hub):  # noqa: N805  the handler class below has its own self
+    def _handler(hub):
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
@@ -74,7 +81,11 @@ class HubServer:
                 if files is None:
                     return self.refuse(404, body)
                 siblings = [
-                    {"rfilename": file, "size": hub.listed_sizes.get(file, len(data)), "blobId": etag(data)}
+                    {
+                        "rfilename": file,
+                        "size": hub.listed_sizes.get(file, len(data)),
+                        "blobId": etag(data),
+                    }
                     for file, data in files.items()
                 ]
                 return self.json({"id": name, "sha": COMMIT, "siblings": siblings}, body)
@@ -84,7 +95,8 @@ class HubServer:
                 if files is None:
                     return self.refuse(404, body)
                 rows = [
-                    {"type": "file", "path": file, "size": len(data), "oid": etag(data)} for file, data in files.items()
+                    {"type": "file", "path": file, "size": len(data), "oid": etag(data)}
+                    for file, data in files.items()
                 ]
                 return self.json(rows, body)
 

@@ -27,7 +27,13 @@ FILES = {
     "pytorch_model.bin": b"pickle",
     "figures/benchmark.png": b"png",
 }
-WANTED = {"config.json", "tokenizer.json", "tokenizer.model", "chat_template.jinja", "model.safetensors"}
+WANTED = {
+    "config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "model.safetensors",
+}
 
 
 @pytest.fixture
@@ -103,7 +109,9 @@ def test_size_and_free_disk_are_told_before_the_first_file(cache, server):
     total = sum(len(FILES[name]) for name in WANTED)
     assert hub.human_bytes(total) in first
     assert "free" in first
-    assert [line.split(": ")[0] for line, _ in lines[1:]] == [f"fetching {n} of 5" for n in range(1, 6)]
+    assert [line.split(": ")[0] for line, _ in lines[1:]] == [
+        f"fetching {n} of 5" for n in range(1, 6)
+    ]
 
 
 def test_settings_are_fetched_before_weights(cache, server):
@@ -131,7 +139,11 @@ def test_a_transfer_that_breaks_off_leaves_no_checkpoint_and_goes_on_later(cache
         assert not (cache / "models--owner--name" / "refs" / "main").exists()
         folder = hub.resolve("owner/name", say=lambda _: None)
     assert (folder / "model.safetensors").read_bytes() == weights
-    ranges = [asked for verb, path, asked in server.requests if verb == "GET" and path.startswith("/store/")]
+    ranges = [
+        asked
+        for verb, path, asked in server.requests
+        if verb == "GET" and path.startswith("/store/")
+    ]
     assert len(ranges) == 2
     assert ranges[1] == "bytes=20971520-"
 
@@ -144,7 +156,9 @@ def test_a_file_of_another_size_than_listed_is_refused(cache, server):
 
 def test_a_repository_of_pickled_weights_is_refused_by_name(cache, server):
     server.repositories["owner/pickled"] = {"config.json": b"{}", "pytorch_model.bin": b"x"}
-    with pytest.raises(CheckpointError, match=r"holds only pytorch_model\.bin; .* \.safetensors files only"):
+    with pytest.raises(
+        CheckpointError, match=r"holds only pytorch_model\.bin; .* \.safetensors files only"
+    ):
         hub.resolve("owner/pickled")
     assert server.fetched("GET") == []
 
@@ -156,13 +170,17 @@ def test_a_repository_without_configuration_is_refused(cache, server):
 
 
 def test_an_index_that_names_absent_shards_is_refused_with_their_names(cache, server):
-    index = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}).encode()
+    index = json.dumps(
+        {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    ).encode()
     server.repositories["owner/holes"] = {
         "config.json": b"{}",
         "model.safetensors.index.json": index,
         "model-1.safetensors": b"one",
     }
-    with pytest.raises(CheckpointError, match=r"names files it does not hold: model-2\.safetensors"):
+    with pytest.raises(
+        CheckpointError, match=r"names files it does not hold: model-2\.safetensors"
+    ):
         hub.resolve("owner/holes", say=lambda _: None)
 
 
@@ -199,7 +217,9 @@ def test_a_hub_that_does_not_answer_is_named_with_the_places_looked_at(cache, mo
     assert "could not be asked" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["", "no-such-folder", "/no/such/folder", "../up", "a/b/c", "a/..", "a/b--c", "a b/c"])
+@pytest.mark.parametrize(
+    "name", ["", "no-such-folder", "/no/such/folder", "../up", "a/b/c", "a/..", "a/b--c", "a b/c"]
+)
 def test_what_is_neither_folder_nor_name_is_refused_without_a_request(cache, server, name):
     with pytest.raises(CheckpointError):
         hub.resolve(name)
@@ -231,7 +251,14 @@ def test_the_cache_folder_is_where_huggingface_hub_keeps_it(monkeypatch, variabl
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (4_650_000, "4.7 MB"), (671_000_000_000, "671 GB"), (10**13, "10.0 TB")],
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1.0 kB"),
+        (4_650_000, "4.7 MB"),
+        (671_000_000_000, "671 GB"),
+        (10**13, "10.0 TB"),
+    ],
 )
 def test_byte_counts_are_written_in_decimal_units(count, text):
     assert hub.human_bytes(count) == text

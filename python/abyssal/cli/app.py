@@ -1,7 +1,8 @@
-"""The entry point of ``abyssal``: find the command, import it alone, and turn what goes wrong into one line.
+"""The entry point of ``abyssal``: import the named command, and say what goes wrong in one line.
 
-Start-up is short because only the named command's file is imported; the help page shows the lines of the table below.
-Exit codes: 0 done, 1 the input was refused, 2 the command line was wrong, 130 stopped with Ctrl-C.
+Start-up is short because only the named command's file is imported; the help page shows the lines
+of the table below. Exit codes: 0 done, 1 the input was refused, 2 the command line was wrong, 130
+stopped with Ctrl-C.
 """
 
 from __future__ import annotations
@@ -47,8 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         # A wrong command line; its class has another home in older releases of the library.
         describe = getattr(error, "format_message", None)
         if describe is None:
-            raise
-        _fail(f"{describe()} (abyssal {_named(words) or ''} --help tells more)".replace("  ", " "))
+            if os.environ.get("ABYSSAL_TRACEBACK") == "1":
+                raise
+            _fail(_one_line(error))
+            sys.exit(1)
+        named = _named(words)
+        command = f"abyssal {named}" if named in COMMANDS else "abyssal"
+        _fail(f"{describe().rstrip('.')} ({command} --help tells more)")
         sys.exit(2)
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -58,12 +64,17 @@ def _build(words: Sequence[str]) -> Any:  # noqa: ANN401  the application's clas
     import typer
 
     app = typer.Typer(
-        help=DESCRIPTION, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+        help=DESCRIPTION,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
     )
 
     # Two options to read here, and a group of commands even while there is one.
     @app.callback()
-    def options(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
+    def options(
+        version: bool = typer.Option(False, "--version", help="Print the version."),
+    ) -> None:
         if version:
             from abyssal import __version__
 
@@ -90,7 +101,10 @@ def _not_imported() -> None:
 
 
 def guarded(function: Callable[..., None]) -> Callable[..., None]:
-    """Turn what a command raises into one line and an exit code; ``ABYSSAL_TRACEBACK=1`` lets it through."""
+    """Turn what a command raises into one line and an exit code.
+
+    With ``ABYSSAL_TRACEBACK=1`` in the environment, what it raises goes through.
+    """
 
     @functools.wraps(function)
     def run(*args: object, **options: object) -> None:
@@ -115,12 +129,16 @@ def guarded(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _one_line(error: Exception) -> str:
-    """Say what went wrong; an exception that nobody foresaw also gets its name and how to see more."""
+    """Say what went wrong; what nobody foresaw also gets its name and how to see more."""
     from abyssal import OutOfPages
     from abyssal.errors import AbyssalError
 
     text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, ModuleNotFoundError):
+    if (
+        isinstance(error, ModuleNotFoundError)
+        and error.name
+        and not error.name.startswith("abyssal")
+    ):
         return f"{text}: pip install {error.name}"
     if isinstance(error, (AbyssalError, OutOfPages, ValueError, OSError)):
         return text

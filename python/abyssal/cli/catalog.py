@@ -1,7 +1,7 @@
 """Published models of the family and whether they fit a machine.
 
-Sizes are computed from each model's shape, not copied from its card. A model needs memory for its weights as they are
-published, for 4,096 tokens of latent cache and for the process itself.
+Sizes are computed from each model's shape, not copied from its card. A model needs memory for its
+weights as they are published, for 4,096 tokens of latent cache and for the process itself.
 """
 
 from __future__ import annotations

@@ -1,21 +1,23 @@
-"""What the commands share on the screen: consoles, a table of two columns, loading progress, speeds.
+"""What the commands share on the screen: consoles, a table, loading progress, speeds.
 
-Standard output carries results only; progress, speeds and errors go to standard error. Where a stream is not a
-terminal, everything is plain lines without escape codes.
+Standard output carries results only; progress, speeds and errors go to standard error. Where a
+stream is not a terminal, everything is plain lines without escape codes.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from abyssal.errors import RequestError
+
 if TYPE_CHECKING:
-    from abyssal import RequestOutput
+    from abyssal import CompletionOutput, RequestOutput
 
 #: What a loader calls with the stage's name, the bytes done and the bytes in all.
 Progress = Callable[[str, int, int], None]
@@ -67,27 +69,45 @@ def loading(name: str) -> Iterator[Progress]:
     console.print(f"[dim]loaded in {time.perf_counter() - started:.1f} s[/dim]")
 
 
+def steps(outputs: Iterable[RequestOutput], speed: Speed) -> Iterator[CompletionOutput]:
+    """Go through a streamed answer, clocked.
+
+    Raises:
+        RequestError: the engine ended the request because of an error, after what came before it
+            was yielded.
+    """
+    for output in outputs:
+        speed.saw(output)
+        if output.outputs:
+            yield output.outputs[0]
+        if output.error:
+            raise RequestError(output.error)
+
+
 class Speed:
     """Clock one answer: prompt tokens until its first token, then tokens per second.
 
-    Example of the line: ``prompt 12 tokens, 210.4 tokens/s; answer 200 tokens, 41.0 tokens/s; length``.
+    Example of the line: ``prompt 12 tokens, 210.4 tokens/s; answer 200 tokens, 41.0 tokens/s;
+    length``.
     """
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
         self._first: float | None = None
         self._last = self._started
-        self.prompt_tokens = 0
+        self.prompt_token_ids: list[int] = []
         self.answer_tokens = 0
         self.finish_reason: str | None = None
 
     def saw(self, output: RequestOutput) -> None:
         """Note one step of a streamed answer."""
+        self.prompt_token_ids = output.prompt_token_ids
+        if not output.outputs or not output.outputs[0].token_ids:
+            return
         self._last = time.perf_counter()
         if self._first is None:
             self._first = self._last
         answer = output.outputs[0]
-        self.prompt_tokens = len(output.prompt_token_ids or ())
         self.answer_tokens = len(answer.token_ids)
         self.finish_reason = answer.finish_reason
 
@@ -95,7 +115,7 @@ class Speed:
     def prompt_rate(self) -> float:
         """Prompt tokens per second up to the first token of the answer."""
         seconds = (self._first or self._last) - self._started
-        return self.prompt_tokens / seconds if seconds > 0 else 0.0
+        return len(self.prompt_token_ids) / seconds if seconds > 0 else 0.0
 
     @property
     def decode_rate(self) -> float:
@@ -107,6 +127,6 @@ class Speed:
         """Return the line that an answer ends with."""
         decode = f", {self.decode_rate:.1f} tokens/s" if self.answer_tokens > 1 else ""
         return (
-            f"prompt {self.prompt_tokens} tokens, {self.prompt_rate:.1f} tokens/s; "
+            f"prompt {len(self.prompt_token_ids)} tokens, {self.prompt_rate:.1f} tokens/s; "
             f"answer {self.answer_tokens} tokens{decode}; {self.finish_reason or 'stopped'}"
         )

@@ -6,9 +6,10 @@ Each file is scored from its beginning, with its own earlier text as context and
     end = window, window + stride, ...;  begin = end - window (0 for the first)
     bits per byte = sum of -log2 p(token | context) over all tokens / UTF-8 bytes of the text
 
-A file that fits the window is scored in one piece, every token with all the text before it. The first token has the
-beginning token as context where the tokenizer's settings ask for one; without it, it costs log2(vocabulary size), so
-that no byte is free. Every figure that the project reports comes from this file.
+A file that fits the window is scored in one piece, every token with all the text before it. The
+first token has the beginning token as context where the tokenizer's settings ask for one; without
+it, it costs log2(vocabulary size), so that no byte is free. Every figure that the project reports
+comes from this file.
 """
 
 from __future__ import annotations
@@ -67,11 +68,19 @@ def evaluate(
     files: Annotated[list[Path], typer.Argument(help="UTF-8 text files.")],
     window: Annotated[
         int | None,
-        typer.Option("--window", metavar="N", help="Tokens that a window sees; default: the model's context, at most 4096."),
+        typer.Option(
+            "--window",
+            metavar="N",
+            help="Tokens that a window sees; default: the model's context, at most 4096.",
+        ),
     ] = None,
     stride: Annotated[
         int | None,
-        typer.Option("--stride", metavar="N", help="Tokens that each further window scores; default: half the window."),
+        typer.Option(
+            "--stride",
+            metavar="N",
+            help="Tokens that each further window scores; default: half the window.",
+        ),
     ] = None,
     as_json: JsonOption = False,
     dtype: DtypeOption = None,
@@ -79,15 +88,20 @@ def evaluate(
 ) -> None:
     """Score text files: bits per byte and perplexity.
 
-    Each file is scored from its beginning with its own earlier text as context. Also reports, for each layer with
-    experts, the load of its busiest expert over the mean, counted over every token of every file once.
+    Each file is scored from its beginning with its own earlier text as context. Also reports, for
+    each layer with experts, the load of its busiest expert over the mean, counted over every token
+    of every file once.
     """
     from abyssal.cli.console import results, table
     from abyssal.cli.experts import ExpertLoad, watch_routers
 
     texts = [(str(file), read_text(file)) for file in files]
     llm = open_model(path, dtype, threads)
-    window = window if window is not None else default_window(llm.config.max_position, llm.config.vocab_size)
+    window = (
+        window
+        if window is not None
+        else default_window(llm.config.max_position, llm.config.vocab_size)
+    )
     stride = stride if stride is not None else max(1, window // 2)
     check_window(window, stride, llm.config.max_position)
     scores = []
@@ -95,7 +109,12 @@ def evaluate(
     with watch_routers(llm.model, load.seen):
         for name, text in _with_progress(texts):
             scores.append(score(llm, name, text, window, stride, load))
-    total = Score("total", *(sum(values) for values in zip(*((s.num_bytes, s.num_tokens, s.bits) for s in scores), strict=True)))
+    total = Score(
+        "total",
+        sum(each.num_bytes for each in scores),
+        sum(each.num_tokens for each in scores),
+        math.fsum(each.bits for each in scores),
+    )
     report = {
         "path": path,
         "window": window,
@@ -112,13 +131,17 @@ def evaluate(
         (
             each.name,
             f"{each.bits / each.num_bytes:.4f} bits per byte, perplexity "
-            f"{perplexity(each.bits, each.num_tokens):.2f} over {each.num_tokens:,} tokens, {each.num_bytes:,} bytes",
+            f"{perplexity(each.bits, each.num_tokens):.2f} over {each.num_tokens:,} tokens, "
+            f"{each.num_bytes:,} bytes",
         )
         for each in shown
     ]
     rows.append(("window", f"{window} tokens, stride {stride}; each file from its beginning"))
     rows += [
-        (f"layer {row['layer']}", f"busiest expert {row['busiest']}: {row['max_over_mean']:.2f} times the mean load")
+        (
+            f"layer {row['layer']}",
+            f"busiest expert {row['busiest']}: {row['max_over_mean']:.2f} times the mean load",
+        )
         for row in report["expert_load"]
     ]
     table(results(), rows)
@@ -148,7 +171,9 @@ def default_window(max_position: int, vocab_size: int) -> int:
 def check_window(window: int, stride: int, max_position: int) -> None:
     """Refuse a window that the model cannot see or a stride that would skip tokens."""
     if not 2 <= window <= max_position:
-        raise ValueError(f"--window {window} is out of range: 2 to the model's context of {max_position}")
+        raise ValueError(
+            f"--window {window} is out of range: 2 to the model's context of {max_position}"
+        )
     if not 1 <= stride < window:
         raise ValueError(f"--stride {stride} is out of range: 1 to {window - 1}, below the window")
 
@@ -157,8 +182,8 @@ def windows(num_tokens: int, window: int, stride: int) -> Iterator[tuple[int, in
     """Cut a text into windows.
 
     Yields:
-        ``(begin, end, new)``: the window sees ``[begin, end)``, and ``[new, end)`` are the tokens that it is the
-        first to see. The ``new`` ranges cover ``[0, num_tokens)`` without overlap.
+        ``(begin, end, new)``: the window sees ``[begin, end)``, and ``[new, end)`` are the tokens
+        that it is the first to see. The ``new`` ranges cover ``[0, num_tokens)`` without overlap.
     """
     begin, end, new = 0, min(window, num_tokens), 0
     while new < num_tokens:
@@ -172,8 +197,8 @@ def score(llm: LLM, name: str, text: str, window: int, stride: int, load: Expert
     tokenizer = llm.require_tokenizer()
     ids = tokenizer.encode(text, parse_special=False)
     num_tokens, bits = len(ids), 0.0
-    if tokenizer.add_bos and tokenizer.bos_id is not None:
-        ids = [tokenizer.bos_id, *ids]
+    if tokenizer.add_bos_token and tokenizer.bos_token_id is not None:
+        ids = [tokenizer.bos_token_id, *ids]
     else:
         bits = math.log2(llm.config.vocab_size)
     for begin, end, new in windows(len(ids), window, stride):
@@ -187,7 +212,7 @@ def score(llm: LLM, name: str, text: str, window: int, stride: int, load: Expert
 
 
 def cross_entropy_bits(logits: torch.Tensor, targets: list[int]) -> float:
-    """Sum -log2 p(target) over rows of f32 ``logits [n, vocab]``; each row in f32, the sum in f64."""
+    """Sum -log2 p(target) over the rows of ``logits [n, vocab]``: rows in f32, the sum in f64."""
     import torch
 
     wanted = logits.gather(1, torch.tensor(targets, dtype=torch.int64).unsqueeze(1)).squeeze(1)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 if TYPE_CHECKING:
     from abyssal.models import DeepseekModel
+    from abyssal.models.deepseek import DecoderLayer
+    from abyssal.nn import Router
 
 #: Called as ``seen(layer, weights, indices)``: f32 and int32 ``[tokens, top_k]``, best first.
 Seen = Callable[[int, torch.Tensor, torch.Tensor], None]
@@ -17,23 +19,29 @@ Seen = Callable[[int, torch.Tensor, torch.Tensor], None]
 
 def expert_layers(model: DeepseekModel) -> dict[int, int]:
     """Return the number of routes of each layer that has experts."""
-    return {
-        number: layer.moe.router.weight.shape[0]
-        for number, layer in enumerate(model.layers)
-        if layer.moe is not None
-    }
+    return {number: router.weight.shape[0] for number, router in routers(model).items()}
+
+
+def routers(model: DeepseekModel) -> dict[int, Router]:
+    """Return the router of each layer that has experts."""
+    found = {}
+    for number, layer in enumerate(model.layers):
+        moe = cast("DecoderLayer", layer).moe
+        if moe is not None:
+            found[number] = moe.router
+    return found
 
 
 @contextmanager
 def watch_routers(model: DeepseekModel, seen: Seen) -> Iterator[None]:
     """Call ``seen`` after each routing for the length of the block."""
     with ExitStack() as stack:
-        for number in expert_layers(model):
+        for number, router in routers(model).items():
 
             def hook(_module: object, _inputs: object, choice: Any, number: int = number) -> None:  # noqa: ANN401
                 seen(number, *choice)
 
-            handle = model.layers[number].moe.router.register_forward_hook(hook)
+            handle = router.register_forward_hook(hook)
             stack.callback(handle.remove)
         yield
 
@@ -62,13 +70,13 @@ class ExpertLoad:
         self._window[layer].append(indices.cpu())
 
     def count(self, rows: slice) -> None:
-        """Count the window's tokens in ``rows``; a window that ran in several steps counts as one."""
+        """Count the window's tokens in ``rows``, however many steps the window ran in."""
         for layer, parts in self._window.items():
             chosen = torch.cat(parts)[rows].flatten().long()
             self.counts[layer] += torch.bincount(chosen, minlength=self.counts[layer].numel())
 
     def figures(self) -> list[dict[str, Any]]:
-        """Return for each layer its busiest expert, that one's load over the mean, and all counts."""
+        """Return for each layer its busiest expert, its load over the mean, and all counts."""
         return [
             {
                 "layer": layer,

@@ -27,11 +27,17 @@ from abyssal.cli.options import (
 def generate(
     prompt: Annotated[
         str | None,
-        typer.Argument(help="The text to continue; without it, or as -, standard input.", show_default=False),
+        typer.Argument(
+            help="The text to continue; without it, or as -, standard input.", show_default=False
+        ),
     ] = None,
     token_ids: Annotated[
         str | None,
-        typer.Option("--token-ids", metavar="IDS", help="Token ids in place of a text, as in 5,17,3; prints ids."),
+        typer.Option(
+            "--token-ids",
+            metavar="IDS",
+            help="Token ids in place of a text, as in 5,17,3; prints ids.",
+        ),
     ] = None,
     model: ModelOption = None,
     max_tokens: MaxTokensOption = 200,
@@ -47,10 +53,10 @@ def generate(
 ) -> None:
     """Continue a text.
 
-    Standard output gets the continuation as it comes (at a terminal, after the prompt); standard error gets the
-    progress of loading and, at the end, the tokens per second of prompt and answer.
+    Standard output gets the continuation as it comes (at a terminal, after the prompt); standard
+    error gets the progress of loading and, at the end, the tokens per second of prompt and answer.
     """
-    from abyssal.cli.console import Speed, notes
+    from abyssal.cli.console import Speed, notes, steps
 
     if prompt is not None and token_ids is not None:
         raise typer.BadParameter("a prompt and --token-ids exclude each other")
@@ -70,9 +76,7 @@ def generate(
         sys.stdout.write(f"\x1b[2m{request}\x1b[0m")
     speed = Speed()
     shown = 0
-    for output in llm.stream(request, params):
-        speed.saw(output)
-        answer = output.outputs[0]
+    for answer in steps(llm.stream(request, params), speed):
         if isinstance(request, str):
             sys.stdout.write(answer.text[shown:])
             shown = len(answer.text)
@@ -95,7 +99,9 @@ def _text(prompt: str | None) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"standard input is not UTF-8: byte {error.start} of {len(data)}") from None
+        raise ValueError(
+            f"standard input is not UTF-8: byte {error.start} of {len(data)}"
+        ) from None
 
 
 def _ids(words: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""``abyssal inspect``: what a checkpoint is, from its configuration and its files' headers alone."""
+"""``abyssal inspect``: what a checkpoint is, from its configuration and its headers alone."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def inspect(
 ) -> None:
     """Describe a checkpoint without loading it.
 
-    Reads the configuration and the headers of the weight files: architecture, parameters in all and active, bytes by
-    type, latent cache bytes per token. With --check it reads every tensor; a value that is not finite makes the exit
-    code 1.
+    Reads the configuration and the headers of the weight files: architecture, parameters in all and
+    active, bytes by type, latent cache bytes per token. With --check it reads every tensor; a value
+    that is not finite makes the exit code 1.
     """
+    folder = find_model(path)
     from abyssal.cli.console import loading, results, table
     from abyssal.models import ModelConfig, check_finite, open_checkpoint
 
-    folder = find_model(path)
     config = ModelConfig.from_folder(folder)
     report = describe(config, open_checkpoint(folder))
     bad = []
@@ -43,7 +43,8 @@ def inspect(
         with loading(folder.name) as progress:
             bad = check_finite(folder, progress)
         report["not_finite"] = [
-            {"tensor": each.name, "nan": each.num_nan, "infinite": each.num_infinite} for each in bad
+            {"tensor": each.name, "nan": each.num_nan, "infinite": each.num_infinite}
+            for each in bad
         ]
     if as_json:
         print(json.dumps({"path": str(folder), **report}, indent=2))
@@ -52,7 +53,11 @@ def inspect(
         if check and not bad:
             rows.append(("values", "all finite"))
         rows += [
-            ("not finite", f"{each.name}: {each.num_nan} NaN, {each.num_infinite} infinite of {each.num_values}")
+            (
+                "not finite",
+                f"{each.name}: {each.num_nan} NaN, {each.num_infinite} infinite "
+                f"of {each.num_values}",
+            )
             for each in bad
         ]
         table(results(), rows)
@@ -68,15 +73,17 @@ def describe(config: ModelConfig, checkpoint: Checkpoint) -> dict[str, Any]:
         checkpoint: the folder's tensors, by their headers.
 
     Returns:
-        Numbers and names only, ready for JSON. Parameters are counted from the architecture, so that packed weights
-        and copies do not count twice; bytes are the files'.
+        Numbers and names only, ready for JSON. Parameters are counted from the architecture, so
+        that packed weights and copies do not count twice; bytes are the files'.
     """
     from abyssal.cli.size import Sizes
 
     sizes = Sizes.of(config)
     by_type: dict[str, dict[str, int]] = {}
     for entry in checkpoint.entries.values():
-        row = by_type.setdefault(str(entry.dtype).removeprefix("torch."), {"tensors": 0, "bytes": 0})
+        row = by_type.setdefault(
+            str(entry.dtype).removeprefix("torch."), {"tensors": 0, "bytes": 0}
+        )
         row["tensors"] += 1
         row["bytes"] += entry.num_bytes
     width = 4 if str(config.dtype) == "torch.float32" else 2
@@ -123,31 +130,42 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Say the report in words."""
     from abyssal.cli.size import human_count
 
-    shape, count, cache = report["architecture"], report["parameters"], report["cache_bytes_per_token"]
+    shape, count, cache = (
+        report["architecture"],
+        report["parameters"],
+        report["cache_bytes_per_token"],
+    )
     query = f"query latent {shape['query_latent']}" if shape["query_latent"] else "no query latent"
     share = 100 * count["active"] / count["all"]
     rows = [
         (
             "architecture",
-            f"{shape['model_type']}: {shape['layers']} layers, {shape['expert_layers']} with experts; "
-            f"hidden size {shape['hidden_size']}, {shape['heads']} heads, vocabulary {shape['vocabulary']:,}",
+            f"{shape['model_type']}: {shape['layers']} layers, {shape['expert_layers']} with "
+            f"experts; hidden size {shape['hidden_size']}, {shape['heads']} heads, "
+            f"vocabulary {shape['vocabulary']:,}",
         ),
         ("attention", f"latent {shape['latent']} and rotary key {shape['rotary_key']}, {query}"),
     ]
     if shape["experts"]:
         groups = (
-            f" from {shape['kept_groups']} of {shape['groups']} groups" if shape["groups"] > 1 else ""
+            f" from {shape['kept_groups']} of {shape['groups']} groups"
+            if shape["groups"] > 1
+            else ""
         )
         rows.append(
             (
                 "experts",
-                f"{shape['experts_per_token']} of {shape['experts']} a token{groups} by {shape['scoring']}, "
+                f"{shape['experts_per_token']} of {shape['experts']} a token{groups} "
+                f"by {shape['scoring']}, "
                 f"and {shape['shared_experts']} shared",
             )
         )
     rows += [
         ("context", f"{shape['context']:,} tokens"),
-        ("parameters", f"{human_count(count['all'])}, {human_count(count['active'])} active ({share:.0f}%)"),
+        (
+            "parameters",
+            f"{human_count(count['all'])}, {human_count(count['active'])} active ({share:.0f}%)",
+        ),
     ]
     if shape["prediction_layers"]:
         rows.append(
@@ -157,13 +175,19 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
                 f"{human_count(count['prediction_layers'])} more parameters",
             )
         )
-    rows.append(("weights", f"{human_bytes(report['files']['bytes'])} in {report['files']['count']} file(s)"))
+    rows.append(
+        (
+            "weights",
+            f"{human_bytes(report['files']['bytes'])} in {report['files']['count']} file(s)",
+        )
+    )
     for name, row in sorted(report["files"]["by_type"].items(), key=lambda item: -item[1]["bytes"]):
         rows.append((f"  {name}", f"{human_bytes(row['bytes'])} in {row['tensors']:,} tensors"))
     rows.append(
         (
             "cache",
-            f"{cache['latent']:,} bytes a token in {cache['type']}; expanded keys and values would take "
+            f"{cache['latent']:,} bytes a token in {cache['type']}; "
+            f"expanded keys and values would take "
             f"{cache['expanded']:,} ({cache['expanded'] / cache['latent']:.1f} times)",
         )
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def memory_bytes(root: Path = Path("/")) -> int | None:
-    """Return the memory that this process may use in all: the machine's, or its container's limit if smaller.
+    """Return the memory that this process may use in all: the machine's, or its container's.
 
     Args:
         root: where the system's files are looked up.
@@ -28,7 +28,7 @@ def _physical() -> int | None:
 
 
 def _container_limits(root: Path) -> list[int]:
-    """Return the limits of control groups, versions 2 and 1; "max" and absurdly large numbers are none."""
+    """Return the limits of control groups; "max" and absurdly large numbers are none."""
     limits = []
     for name in ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
@@ -43,7 +43,9 @@ def _container_limits(root: Path) -> list[int]:
 def processor_name(root: Path = Path("/")) -> str:
     """Return the processor's name as the system gives it, else its architecture."""
     try:
-        for line in (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in (
+            (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        ):
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     except OSError:

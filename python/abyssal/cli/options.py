@@ -22,12 +22,17 @@ ModelOption = Annotated[
 ]
 DtypeOption = Annotated[
     str | None,
-    typer.Option(metavar="TYPE", help="Type of the activations: bfloat16 or float32; default: the checkpoint's."),
+    typer.Option(
+        metavar="TYPE",
+        help="Type of the activations: bfloat16 or float32; default: the checkpoint's.",
+    ),
 ]
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", metavar="N", help="Threads; default: all processors.")
 ]
-MaxTokensOption = Annotated[int, typer.Option("--max-tokens", "-n", help="Tokens to generate at most.")]
+MaxTokensOption = Annotated[
+    int, typer.Option("--max-tokens", "-n", help="Tokens to generate at most.")
+]
 TemperatureOption = Annotated[
     float, typer.Option("--temperature", "-t", help="0 always takes the likeliest token.")
 ]
@@ -36,13 +41,18 @@ TopPOption = Annotated[
 ]
 TopKOption = Annotated[int, typer.Option("--top-k", help="Keep this many tokens; 0 keeps all.")]
 MinPOption = Annotated[
-    float, typer.Option("--min-p", help="Keep tokens of at least this share of the best one's probability.")
+    float,
+    typer.Option(
+        "--min-p", help="Keep tokens of at least this share of the best one's probability."
+    ),
 ]
 SeedOption = Annotated[
-    int | None, typer.Option("--seed", help="The same seed gives the same text; default: a new one each time.")
+    int | None,
+    typer.Option("--seed", help="The same seed gives the same text; default: a new one each time."),
 ]
 StopOption = Annotated[
-    list[str] | None, typer.Option("--stop", help="End before this text; may be given several times.")
+    list[str] | None,
+    typer.Option("--stop", help="End before this text; may be given several times."),
 ]
 IgnoreEosOption = Annotated[bool, typer.Option("--ignore-eos", help="Go on after an end token.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

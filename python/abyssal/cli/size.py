@@ -1,7 +1,8 @@
-"""How large a model of the family is, by arithmetic on its shape: parameters, active ones, cache bytes per token.
+"""How large a model of the family is: parameters, active ones, cache bytes per token.
 
-``Sizes`` holds only the numbers that matter for this, so that the published models in ``catalog`` are one line each.
-Counted as the checkpoints store them: norms, router and its correction bias included, scales of packed weights not.
+``Sizes`` holds only the numbers that matter for this, so that the published models in ``catalog``
+are one line each. Counted as the checkpoints store them: norms, router and its correction bias
+included, scales of packed weights not.
 """
 
 from __future__ import annotations
@@ -85,19 +86,30 @@ class Sizes:
 
     def expanded_bytes(self, width: int) -> int:
         """Bytes of the same token's keys and values of every head."""
-        return self.num_layers * self.num_heads * (self.nope_dim + self.rope_dim + self.v_dim) * width
+        return (
+            self.num_layers * self.num_heads * (self.nope_dim + self.rope_dim + self.v_dim) * width
+        )
 
     def _main(self, experts: int) -> int:
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_embeddings else 2)
         dense = (self.num_layers - self.num_moe_layers) * self._layer(0, moe=False)
-        return embeddings + dense + self.num_moe_layers * self._layer(experts, moe=True) + self.hidden_size
+        return (
+            embeddings
+            + dense
+            + self.num_moe_layers * self._layer(experts, moe=True)
+            + self.hidden_size
+        )
 
     def _layer(self, experts: int, *, moe: bool) -> int:
         total = self._attention() + 2 * self.hidden_size
         if not moe:
             return total + 3 * self.hidden_size * self.dense_inner
         router = self.num_experts * (self.hidden_size + (1 if self.correction_bias else 0))
-        return total + router + 3 * self.hidden_size * self.expert_inner * (experts + self.num_shared_experts)
+        return (
+            total
+            + router
+            + 3 * self.hidden_size * self.expert_inner * (experts + self.num_shared_experts)
+        )
 
     def _attention(self) -> int:
         hidden, query = self.hidden_size, self.num_heads * (self.nope_dim + self.rope_dim)

@@ -1,6 +1,7 @@
 """The DeepSeek decoder: V2, V3 and the look-alikes with the same layers.
 
-Each layer adds attention, then a dense or a sparse feed-forward part, to a residual stream. One
+Each layer adds attention, then a dense or a sparse feed-forward part, to a residual stream, which
+is f32 whatever the weights are: its sum of many small parts is what bf16 loses most of. One
 module serves the engine (``forward``: a flat batch over paged latent caches) and training
 (``forward_sequence``: whole sequences, differentiable).
 
@@ -11,24 +12,18 @@ transformers run it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import cast
 
 import torch
 from torch import nn
 
 from abyssal.models.shape import ModelShape
+from abyssal.models.watch import OnLayer, watched
 from abyssal.nn import MLA, MLP, Batch, Linear, MoE, RMSNorm, RotaryEmbedding, Router
-
-#: Called as ``on_layer(layer, name, tensor)``. The names: ``attention`` and ``feed_forward`` (what is
-#: added to the residual stream), ``experts`` (int32 ``[tokens, top_k]``), ``expert_weights`` (f32),
-#: ``output`` (the stream after the layer).
-OnLayer = Callable[[int, str, torch.Tensor], None]
 
 
 class DecoderLayer(nn.Module):
-    """One layer: attention and a feed-forward part, each normalized before and added after.
+    """One layer: attention and a feed-forward part, normalized before and added after.
 
     Args:
         config: The architecture.
@@ -84,6 +79,11 @@ class DecoderLayer(nn.Module):
             dtype=dtype,
         )
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of what goes into attention and the feed-forward part."""
+        return self.input_norm.weight.dtype
+
     def forward(
         self,
         hidden: torch.Tensor,
@@ -96,7 +96,7 @@ class DecoderLayer(nn.Module):
         """Map the stream before the layer to the stream after it.
 
         Args:
-            hidden: ``[tokens, hidden_size]`` with ``batch`` and ``cache``, else
+            hidden: f32 ``[tokens, hidden_size]`` with ``batch`` and ``cache``, else f32
                 ``[sequences, tokens, hidden_size]``.
             cos: f32 ``[tokens, rope_dim / 2]``.
             sin: Like ``cos``.
@@ -107,7 +107,7 @@ class DecoderLayer(nn.Module):
         Returns:
             A tensor like ``hidden``.
         """
-        normalized = self.input_norm(hidden)
+        normalized = self.input_norm(hidden).to(self.dtype)
         if batch is None or cache is None:
             added = self.attention.forward_sequence(normalized, cos, sin)
         else:
@@ -115,35 +115,17 @@ class DecoderLayer(nn.Module):
         hidden = hidden + added
         if on_layer:
             on_layer(self.index, "attention", added)
-        normalized = self.post_norm(hidden)
+        normalized = self.post_norm(hidden).to(self.dtype)
         if self.moe is None:
             added = cast(MLP, self.mlp)(normalized)
         else:
-            with _watched(self.moe.router, self.index, on_layer):
+            with watched(self.moe.router, self.index, on_layer):
                 added = self.moe(normalized.flatten(0, -2)).view_as(hidden)
         hidden = hidden + added
         if on_layer:
             on_layer(self.index, "feed_forward", added)
             on_layer(self.index, "output", hidden)
         return hidden
-
-
-@contextmanager
-def _watched(router: Router, index: int, on_layer: OnLayer | None) -> Iterator[None]:
-    """Report the router's choices to ``on_layer`` for the length of the block."""
-    if on_layer is None:
-        yield
-        return
-
-    def report(_module: nn.Module, _inputs: object, choice: tuple[torch.Tensor, ...]) -> None:
-        on_layer(index, "expert_weights", choice[0])
-        on_layer(index, "experts", choice[1])
-
-    handle = router.register_forward_hook(report)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 class PredictionLayer(nn.Module):
@@ -180,7 +162,8 @@ class PredictionLayer(nn.Module):
             Normalized hidden states like ``hidden``, ready for the head.
         """
         pair = torch.cat((self.embedding_norm(embedded), self.hidden_norm(hidden)), dim=-1)
-        output: torch.Tensor = self.norm(self.block(self.projection(pair), cos, sin))
+        stream = self.projection(pair.to(self.block.dtype)).float()
+        output: torch.Tensor = self.norm(self.block(stream, cos, sin))
         return output
 
 
@@ -202,8 +185,7 @@ class DeepseekModel(nn.Module):
         super().__init__()
         self.config = config
         dtype = dtype or config.dtype
-        rows = torch.empty(config.vocab_size, config.hidden_size, dtype=dtype)
-        self.embed = nn.Embedding(*rows.shape, _weight=rows)
+        self.embed = nn.Embedding(config.vocab_size, config.hidden_size, dtype=dtype)
         self.layers = nn.ModuleList(
             DecoderLayer(config, index, sparse=sparse, dtype=dtype)
             for index, sparse in enumerate(config.moe_layers)
@@ -211,7 +193,7 @@ class DeepseekModel(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_eps, dtype=dtype)
         self.head = Linear(config.hidden_size, config.vocab_size, dtype=dtype)
         if config.tie_embeddings:
-            self.head.weight = self.embed.weight
+            self.head.weight = cast(nn.Parameter, self.embed.weight)
         # Rotary tables are computed even where the weights are only planned (the meta device).
         with torch.device("cpu"):
             self.rotary = RotaryEmbedding(config.rope_dim, config.rope_theta, config.yarn)
@@ -228,7 +210,7 @@ class DeepseekModel(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Type of the activations."""
-        return self.embed.weight.dtype
+        return self.norm.weight.dtype
 
     def new_caches(self, num_slots: int, dtype: torch.dtype | None = None) -> list[torch.Tensor]:
         """Make each layer's cache ``[num_slots, latent_width]``; memory is touched when used."""
@@ -255,7 +237,7 @@ class DeepseekModel(nn.Module):
         Returns:
             f32 ``[n, vocab_size]``.
         """
-        hidden = self.embed(batch.token_ids)
+        hidden = self.embed(batch.token_ids).float()
         cos, sin = self.rotary(batch.positions)
         for layer, cache in zip(self.layers, caches, strict=True):
             hidden = layer(hidden, cos, sin, batch, cache, on_layer)
@@ -273,7 +255,7 @@ class DeepseekModel(nn.Module):
         Returns:
             Hidden states after the final norm, ``[sequences, tokens, hidden_size]``.
         """
-        hidden = self.embed(token_ids)
+        hidden = self.embed(token_ids).float()
         cos, sin = self.rotary(torch.arange(token_ids.shape[1], device=token_ids.device))
         for layer in self.layers:
             hidden = layer(hidden, cos, sin, on_layer=on_layer)
@@ -299,5 +281,5 @@ class DeepseekModel(nn.Module):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Score the vocabulary: f32 ``[..., vocab_size]`` of normalized ``hidden``."""
-        scores: torch.Tensor = self.head(hidden)
+        scores: torch.Tensor = self.head(hidden.to(self.dtype))
         return scores.float()

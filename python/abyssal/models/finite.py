@@ -52,7 +52,7 @@ def check_finite(path: str | Path, progress: Progress | None = None) -> list[Non
     done, total = 0, checkpoint.num_bytes
     for name, entry in checkpoint.entries.items():
         num_nan = num_infinite = 0
-        for chunk in checkpoint.tensor(name).flatten().split(_CHUNK):
+        for chunk in torch.split(checkpoint.tensor(name).flatten(), _CHUNK):
             if chunk.dtype is torch.uint8 and name.endswith("_scale"):
                 num_nan += int((chunk == 255).sum())
             elif chunk.is_floating_point():

@@ -1,13 +1,14 @@
 """Find a checkpoint: a folder, the local hub cache, or the hub itself.
 
-``resolve`` looks in that order and stops at the first place that holds a complete checkpoint, so a model that was
-fetched once is opened without any request. From the hub it takes only what the loader reads: top-level
-``*.safetensors``, ``*.json``, ``*.jinja`` and the tokenizer's model file. It tells the size and the free disk first,
-refuses when the disk is too small, and fetches file by file (an interrupted fetch goes on where it stopped).
+``resolve`` looks in that order and stops at the first place that holds a complete checkpoint, so a
+model that was fetched once is opened without any request. From the hub it takes only what the
+loader reads: top-level ``*.safetensors``, ``*.json``, ``*.jinja`` and the tokenizer's model file.
+It tells the size and the free disk first, refuses when the disk is too small, and fetches file by
+file (an interrupted fetch goes on where it stopped).
 
-The cache layout is the one that huggingface_hub documents (``models--owner--name/{refs,snapshots,blobs}``); reading
-it needs no import of that package. ``HF_ENDPOINT``, ``HF_HUB_CACHE``, ``HF_HOME`` and ``HF_HUB_OFFLINE`` are read
-at each call.
+The cache layout is the one that huggingface_hub documents
+(``models--owner--name/{refs,snapshots,blobs}``); reading it needs no import of that package.
+``HF_ENDPOINT``, ``HF_HUB_CACHE``, ``HF_HOME`` and ``HF_HUB_OFFLINE`` are read at each call.
 """
 
 import json
@@ -42,7 +43,7 @@ def bundled_model() -> Path:
     folder = Path(__file__).resolve().parent.parent / "assets" / "king_james"
     if not (folder / "config.json").is_file():
         raise CheckpointError(
-            f"this installation holds no bundled model (looked in {folder}): give a checkpoint folder "
+            f"this installation holds no bundled model (looked in {folder}): give a folder "
             "or an owner/name with --model"
         )
     return folder
@@ -62,11 +63,11 @@ def resolve(
         An existing folder. Files in it may be links into the hub cache.
 
     Raises:
-        CheckpointError: no such folder or name, no safetensors weights, too little disk, or no answer from the hub.
-            The message says where it looked.
+        CheckpointError: no such folder or name, no safetensors weights, too little disk, or no
+            answer from the hub. The message says where it looked.
 
-    Guarantees: a complete copy in the cache is used without any request; nothing but weights, settings and tokenizer
-        files is fetched; no code from the repository is run.
+    Guarantees: a complete copy in the cache is used without any request; nothing but weights,
+        settings and tokenizer files is fetched; no code from the repository is run.
     """
     name = os.fspath(path_or_name)
     if not name:
@@ -92,7 +93,7 @@ def resolve(
 
 
 def cache_folder() -> Path:
-    """Return the hub cache of this user: ``HF_HUB_CACHE``, else ``hub`` in ``HF_HOME``, else the default place."""
+    """Return this user's hub cache: ``HF_HUB_CACHE``, else in ``HF_HOME``, else the usual place."""
     explicit = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
     if explicit:
         return Path(os.path.expandvars(explicit)).expanduser()
@@ -109,7 +110,7 @@ def endpoint() -> str:
 
 
 def offline() -> bool:
-    """Return whether the environment forbids asking the hub (``HF_HUB_OFFLINE``, ``TRANSFORMERS_OFFLINE``)."""
+    """Return whether ``HF_HUB_OFFLINE`` or ``TRANSFORMERS_OFFLINE`` forbids asking the hub."""
     values = (os.environ.get("HF_HUB_OFFLINE"), os.environ.get("TRANSFORMERS_OFFLINE"))
     return any(value is not None and value.lower() in _TRUE for value in values)
 
@@ -122,14 +123,13 @@ def wanted(name: str) -> bool:
 
 
 def human_bytes(count: int) -> str:
-    """Write a number of bytes in decimal units, as disks and downloads are sold: ``4.7 MB``, ``671 GB``."""
+    """Write a number of bytes in decimal units, as disks are sold: ``4.7 MB``, ``671 GB``."""
     value = float(count)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if value < 999.5:
-            break
+    units = ["TB", "GB", "MB", "kB", "bytes"]
+    unit = units.pop()
+    while value >= 999.5 and units:
         value /= 1000.0
-    else:
-        unit = "TB"
+        unit = units.pop()
     if unit == "bytes":
         return f"{count} bytes"
     return f"{value:.0f} {unit}" if value >= 99.5 else f"{value:.1f} {unit}"
@@ -239,12 +239,13 @@ def _check_disk(
     free = shutil.disk_usage(existing).free
     total = sum(needed.values())
     say(
-        f"{name}: {len(needed)} of {len(files)} files to fetch from {endpoint()}, {human_bytes(total)}; "
-        f"{human_bytes(free)} free at {existing}"
+        f"{name}: {len(needed)} of {len(files)} files to fetch from {endpoint()}, "
+        f"{human_bytes(total)}; {human_bytes(free)} free at {existing}"
     )
     if total > free:
         raise CheckpointError(
-            f"{name}: needs {human_bytes(total)} of disk, but {existing} has {human_bytes(free)} free: "
+            f"{name}: needs {human_bytes(total)} of disk, but {existing} has "
+            f"{human_bytes(free)} free: "
             "make room or set HF_HUB_CACHE to a larger disk"
         )
 
@@ -257,7 +258,10 @@ def _reason(error: Exception) -> str:
     if status == 404:
         return f"{address} knows no such model or revision (404)"
     if status in (401, 403):
-        return f"{address} refuses access ({status}): private or gated models need a token (hf auth login)"
+        return (
+            f"{address} refuses access ({status}): private or gated models need a token "
+            "(hf auth login)"
+        )
     if status is not None:
         return f"{address} answered {status}"
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "no details")

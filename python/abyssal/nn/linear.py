@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from abyssal import ops
 from torch import nn
+
+from abyssal import ops
 
 
 class Linear(nn.Module):
@@ -63,8 +64,8 @@ class Linear(nn.Module):
             raise ValueError(f"packed weight must be float8_e4m3fn or uint8, got {codes.dtype}")
         if tuple(codes.shape) != want_codes or tuple(scales.shape) != want_scales:
             raise ValueError(
-                f"packed weight of a {rows}x{columns} layer needs codes {want_codes} and scales
-                {want_scales}, " f"got {tuple(codes.shape)} and {tuple(scales.shape)}"
+                f"packed weight of a {rows}x{columns} layer needs codes {want_codes} and scales "
+                f"{want_scales}, got {tuple(codes.shape)} and {tuple(scales.shape)}"
             )
         self.weight = nn.Parameter(codes, requires_grad=False)
         self.scales = scales
@@ -75,8 +76,8 @@ class Linear(nn.Module):
         return self.scales is not None
 
     def dequantized(self, dtype: torch.dtype) -> torch.Tensor:
-        """The weight ``[out, in]`` in ``dtype``: itself where it is plain and of that type, else a
-        temporary.""" if self.scales is None:
+        """Return the weight ``[out, in]`` in ``dtype``: itself if it is plain and of that type."""
+        if self.scales is None:
             return self.weight.to(dtype)
         if self.weight.dtype == torch.uint8:
             return ops.dequantize_mxfp4(self.weight, self.scales, dtype=dtype)

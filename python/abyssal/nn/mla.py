@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+
 from abyssal.nn.batch import SEGMENT, Batch, Span
 from abyssal.nn.linear import Linear
 from abyssal.nn.norm import RMSNorm
 from abyssal.nn.rotary import apply_rotary
 from abyssal.reference.attention import mla_absorbed, mla_expanded
-from torch import nn
 
 
 class MLA(nn.Module):
@@ -73,8 +74,8 @@ class MLA(nn.Module):
     def _project(
         self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries ``[..., heads, nope]`` and ``[..., heads, rope]``, latent ``[..., kv_lora]``, key
-        ``[..., rope]``.""" if self.q is not None:
+        """Return queries ``[..., heads, nope]`` and ``[..., heads, rope]``, latent, rotated key."""
+        if self.q is not None:
             query = self.q(x)
         else:
             assert self.q_down is not None and self.q_norm is not None and self.q_up is not None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+
 from abyssal import ops
 from abyssal.nn.linear import Linear
 from abyssal.nn.router import Router
-from torch import nn
 
 
 class MLP(nn.Module):

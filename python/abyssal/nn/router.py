@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from abyssal import ops, reference
 from torch import nn
+
+from abyssal import ops, reference
 
 
 class Router(nn.Module):

@@ -62,12 +62,13 @@ def mla_expanded(
     scale: float,
     first_position: int,
 ) -> torch.Tensor:
-    """Attention on keys and values expanded from the latents; arguments and result as
-    ``mla_absorbed``.""" nope, rank = query_nope.shape[-1], key_value_up.shape[-1] content, rotary =
-    latents[:, :rank].float(), latents[:, rank:].float() expanded = torch.einsum("cl,hdl->hcd",
-    content, key_value_up.float()) keys, values = expanded[..., :nope], expanded[..., nope:] scores
-    = query_nope.float().transpose(0, 1) @ keys.transpose(1, 2) scores = scores +
-    query_rope.float().transpose(0, 1) @ rotary.t() mask = _causal_mask(scores.shape[1],
-    scores.shape[2], first_position, scores.device) probabilities = (scores *
-    scale).masked_fill(mask, float("-inf")).softmax(-1) return (probabilities @ values).transpose(0,
-    1)
+    """Attention on keys and values expanded from the latents; all else as ``mla_absorbed``."""
+    nope, rank = query_nope.shape[-1], key_value_up.shape[-1]
+    content, rotary = latents[:, :rank].float(), latents[:, rank:].float()
+    expanded = torch.einsum("cl,hdl->hcd", content, key_value_up.float())
+    keys, values = expanded[..., :nope], expanded[..., nope:]
+    scores = query_nope.float().transpose(0, 1) @ keys.transpose(1, 2)
+    scores = scores + query_rope.float().transpose(0, 1) @ rotary.t()
+    mask = _causal_mask(scores.shape[1], scores.shape[2], first_position, scores.device)
+    probabilities = (scores * scale).masked_fill(mask, float("-inf")).softmax(-1)
+    return (probabilities @ values).transpose(0, 1)

@@ -1,4 +1,4 @@
-"""The whole forward pass of the family in plain PyTorch: one sequence, no cache, no packed weights, all in f32.
+"""The whole forward pass in plain PyTorch: one sequence, no cache, no packed weights, all f32.
 
     h = embed[token]
     for each layer:
@@ -6,11 +6,12 @@
         h = h + feed_forward(rms_norm(h))        dense, or  sum_e w_e * expert_e(x) + shared(x)
     logits = head(rms_norm(h))
 
-Written to be read and to be compared with: each token's experts are evaluated one by one, keys and values are
-expanded, positions start at 0. Weights come as a mapping with the parameter names of ``abyssal.models``; a packed
-weight is dequantized by the caller.
+Written to be read and to be compared with: each token's experts are evaluated one by one, keys and
+values are expanded, positions start at 0. Weights come as a mapping with the parameter names of
+``abyssal.models``; a packed weight is dequantized by the caller.
 
-Source: DeepSeek-V2 (arXiv 2405.04434), DeepSeek-V3 (arXiv 2412.19437); YaRN (arXiv 2309.00071), section 3.2.
+Source: DeepSeek-V2 (arXiv 2405.04434), DeepSeek-V3 (arXiv 2412.19437); YaRN (arXiv 2309.00071),
+section 3.2.
 """
 
 import math
@@ -30,7 +31,8 @@ def forward(weights: Weights, shape: Any, token_ids: Tensor) -> Tensor:  # noqa:
     """Compute the logits after every position of one sequence.
 
     Args:
-        weights: f32 tensors by parameter name: ``embed.weight``, ``layers.0.attention.kv_down.weight``, ...
+        weights: f32 tensors by parameter name: ``embed.weight``,
+            ``layers.0.attention.kv_down.weight``, ...
         shape: the architecture, with the attributes of ``abyssal.models.ModelConfig``.
         token_ids: int64 ``[tokens]``, at least one.
 
@@ -44,7 +46,9 @@ def forward(weights: Weights, shape: Any, token_ids: Tensor) -> Tensor:  # noqa:
     Guarantees: deterministic for one number of torch threads; changes none of its arguments.
     """
     if token_ids.ndim != 1 or token_ids.shape[0] == 0:
-        raise ValueError(f"token_ids must be [tokens] with at least one, got {tuple(token_ids.shape)}")
+        raise ValueError(
+            f"token_ids must be [tokens] with at least one, got {tuple(token_ids.shape)}"
+        )
     hidden = weights["embed.weight"].float()[token_ids]
     cos, sin = rotary_tables(shape, token_ids.shape[0])
     for number, sparse in enumerate(shape.moe_layers):
@@ -56,7 +60,9 @@ def forward(weights: Weights, shape: Any, token_ids: Tensor) -> Tensor:  # noqa:
             hidden = hidden + experts(layer.inside("moe."), shape, normalized)
         else:
             hidden = hidden + gated(layer.inside("mlp."), normalized)
-    return rms_norm(hidden, weights["norm.weight"], shape.rms_eps) @ weights["head.weight"].float().t()
+    return (
+        rms_norm(hidden, weights["norm.weight"], shape.rms_eps) @ weights["head.weight"].float().t()
+    )
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -67,25 +73,28 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def rotary_tables(shape: Any, tokens: int) -> tuple[Tensor, Tensor]:  # noqa: ANN401
     """Return cosine and sine, f32 ``[tokens, rope_dim / 2]``, of positions 0, 1, ...
 
-    With YaRN, a pair of dimensions that turns more than ``beta_fast`` times within the pretrained context keeps its
-    frequency, one that turns less than ``beta_slow`` times has it divided by the factor, with a ramp between.
+    With YaRN, a pair of dimensions that turns more than ``beta_fast`` times within the pretrained
+    context keeps its frequency, one that turns less than ``beta_slow`` times has it divided by the
+    factor, with a ramp between.
     """
     dim, theta, yarn = shape.rope_dim, shape.rope_theta, shape.yarn
-    frequencies = []
-    for pair in range(dim // 2):
-        base = theta ** (2 * pair / dim)
-        if yarn is None:
-            frequencies.append(1 / base)
-            continue
-        low, high = _turns_at(dim, theta, yarn, yarn.beta_fast), _turns_at(dim, theta, yarn, yarn.beta_slow)
+    # In f32 from the first step, as every implementation of the family does: at position 4,000 the
+    # difference to exact frequencies is already larger than the rounding of everything else.
+    base = theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+    frequencies = 1 / base
+    if yarn is not None:
+        low, high = (
+            _turns_at(dim, theta, yarn, yarn.beta_fast),
+            _turns_at(dim, theta, yarn, yarn.beta_slow),
+        )
         if yarn.truncate:
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, dim - 1)
-        ramp = min(max((pair - low) / max(high - low, 0.001), 0.0), 1.0)
-        frequencies.append(ramp / (yarn.factor * base) + (1 - ramp) / base)
-    # f32 angles, as every implementation of the family computes them.
+        width = high - low if high > low else 0.001
+        ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / width).clamp(0, 1)
+        frequencies = ramp / (yarn.factor * base) + (1 - ramp) * frequencies
     positions = torch.arange(tokens, dtype=torch.float32)
-    angles = positions[:, None] * torch.tensor(frequencies, dtype=torch.float32)
+    angles = positions[:, None] * frequencies
     factor = 1.0 if yarn is None else yarn.attention_factor
     return angles.cos() * factor, angles.sin() * factor
 
@@ -99,7 +108,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def attention(layer: "_Scope", shape: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # noqa: ANN401
-    """Latent attention with expanded keys and values: f32 ``[tokens, hidden]`` of ``x [tokens, hidden]``."""
+    """Latent attention with expanded keys and values: f32 like ``x [tokens, hidden]``."""
     tokens, heads = x.shape[0], shape.num_heads
     if shape.q_lora_rank is None:
         query = layer.linear("q", x)
@@ -109,20 +118,24 @@ def attention(layer: "_Scope", shape: Any, x: Tensor, cos: Tensor, sin: Tensor) 
     query = query.view(tokens, heads, shape.nope_dim + shape.rope_dim)
     query_nope, query_rope = query.split([shape.nope_dim, shape.rope_dim], dim=-1)
 
-    content, key_rope = layer.linear("kv_down", x).split([shape.kv_lora_rank, shape.rope_dim], dim=-1)
+    content, key_rope = layer.linear("kv_down", x).split(
+        [shape.kv_lora_rank, shape.rope_dim], dim=-1
+    )
     content = rms_norm(content, layer["kv_norm.weight"], shape.latent_eps)
     expanded = layer.linear("kv_up", content).view(tokens, heads, shape.nope_dim + shape.v_dim)
     key_nope, value = expanded.split([shape.nope_dim, shape.v_dim], dim=-1)
 
     scores = torch.einsum("qhd,khd->hqk", query_nope, key_nope)
-    scores = scores + torch.einsum("qhd,kd->hqk", rotate(query_rope, cos, sin), rotate(key_rope, cos, sin))
+    scores = scores + torch.einsum(
+        "qhd,kd->hqk", rotate(query_rope, cos, sin), rotate(key_rope, cos, sin)
+    )
     future = torch.ones(tokens, tokens, dtype=torch.bool).triu(1)
     probabilities = (scores * shape.softmax_scale).masked_fill(future, float("-inf")).softmax(-1)
     return layer.linear("output", torch.einsum("hqk,khd->qhd", probabilities, value).flatten(1))
 
 
 def experts(layer: "_Scope", shape: Any, x: Tensor) -> Tensor:  # noqa: ANN401
-    """The chosen experts of each token, weighted, and the shared one: f32 like ``x [tokens, hidden]``."""
+    """The chosen experts of each token, weighted, and the shared one: f32 like ``x``."""
     chosen_weights, chosen = route(
         x @ layer["router.weight"].t(),
         top_k=shape.top_k,
@@ -152,7 +165,9 @@ def gated(layer: "_Scope", x: Tensor) -> Tensor:
 
 def _turns_at(dim: int, theta: float, yarn: Any, turns: float) -> float:  # noqa: ANN401
     """Return the pair of dimensions that turns this often within the pretrained context."""
-    return dim * math.log(yarn.original_max_position / (turns * 2 * math.pi)) / (2 * math.log(theta))
+    return (
+        dim * math.log(yarn.original_max_position / (turns * 2 * math.pi)) / (2 * math.log(theta))
+    )
 
 
 class _Scope:

@@ -138,7 +138,8 @@ def quantize_mxfp4(x: Tensor) -> tuple[Tensor, Tensor]:
     values = x.to(torch.float32)
     if values.isnan().any():
         raise ValueError(f"x holds {int(values.isnan().sum())} NaN; MXFP4 has no code for it")
-    blocks = values.unflatten(-1, (values.shape[-1] // FP4_BLOCK, FP4_BLOCK)).to(torch.float64)
+    shape = (*values.shape[:-1], values.shape[-1] // FP4_BLOCK, FP4_BLOCK)
+    blocks = values.reshape(shape).to(torch.float64)
     amax = blocks.abs().amax(dim=-1)
     # amax = mantissa * 2**exponent with a mantissa in [0.5, 1): 6 * 2**k reaches it from 0.75
     # downward.

@@ -57,10 +57,21 @@ def _kept_groups(
     return kept.repeat_interleave(size, dim=1)
 
 
-def _weights(
+def expert_weights(
     scores: Tensor, indices: Tensor, complete: Tensor, normalize: bool, scale: float
 ) -> Tensor:
-    """Gather, normalize and scale the scores of the chosen experts; incomplete rows become NaN."""
+    """Gather, normalize and scale the scores of the chosen experts; incomplete rows become NaN.
+
+    Args:
+        scores: ``[num_tokens, num_experts]`` float32.
+        indices: ``[num_tokens, top_k]`` int64.
+        complete: ``[num_tokens]`` bool.
+        normalize: divide by the sum plus 1e-20.
+        scale: factor, last.
+
+    Returns:
+        ``[num_tokens, top_k]`` float32, differentiable with respect to ``scores``.
+    """
     weights = scores.gather(1, indices)
     if normalize:
         total = weights[:, 0:1]
@@ -76,9 +87,16 @@ def _check_values(name: str, values: Tensor, count: int) -> None:
         check_range(name, int(values.max()), 0, count - 1)
 
 
-def _add_load(load: Tensor, indices: Tensor, complete: Tensor) -> None:
-    counted = indices[complete].reshape(-1).to(torch.int64)
-    load += torch.bincount(counted, minlength=load.shape[0])
+def add_load(load: Tensor, indices: Tensor, complete: Tensor) -> None:
+    """Count the tokens of each expert, incomplete rows left out.
+
+    Args:
+        load: ``[num_experts]`` int64, added to.
+        indices: ``[num_tokens, top_k]`` integers.
+        complete: ``[num_tokens]`` bool.
+    """
+    counted = complete.unsqueeze(1).expand(indices.shape).reshape(-1)
+    load.index_add_(0, indices.reshape(-1).to(torch.int64), counted.to(torch.int64))
 
 
 def route(
@@ -141,8 +159,8 @@ def route(
         indices = _best(_order(key, selectable), top_k)
         complete = selectable.sum(dim=1) >= top_k
         if load is not None:
-            _add_load(load, indices, complete)
-    weights = _weights(scores, indices, complete, normalize, scale)
+            add_load(load, indices, complete)
+    weights = expert_weights(scores, indices, complete, normalize, scale)
     indices = indices.to(torch.int32)
     return _deliver(weights, indices, out)
 
@@ -194,8 +212,8 @@ def route_table(
     scores = router_scores(given, scoring)
     complete = ~given.isnan().gather(1, indices).any(dim=1)
     if load is not None:
-        _add_load(load, indices, complete)
-    weights = _weights(scores, indices, complete, normalize, scale)
+        add_load(load, indices, complete)
+    weights = expert_weights(scores, indices, complete, normalize, scale)
     return _deliver(weights, indices.to(torch.int32), out)
 
 

@@ -140,7 +140,7 @@ class _Scores(torch.autograd.Function):
         ctx.scoring = inputs[1]  # type: ignore[attr-defined]
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
         logits, score = ctx.saved_tensors  # type: ignore[attr-defined]
         scoring = ctx.scoring  # type: ignore[attr-defined]
         if scoring == "softmax":
@@ -180,5 +180,5 @@ def router_scores(logits: Tensor, scoring: str) -> Tensor:
     check_dtype("logits", logits, (torch.float32,))
     check_rank("logits", logits, 2)
     check_choice("scoring", scoring, SCORINGS)
-    scores: Tensor = _Scores.apply(logits, scoring)  # type: ignore[no-untyped-call]
+    scores: Tensor = _Scores.apply(logits, scoring)
     return scores

@@ -1,1 +1,1 @@
-"""Helpers for tests: tiny checkpoints in the published layout."""
+"""Helpers for tests: inputs that hit corners, and comparisons that say what differs."""

@@ -81,7 +81,7 @@ impl PageCache {
     ///     ValueError: a token id below 0 or above 2**32 - 1.
     ///
     /// Guarantees: an empty ``token_ids`` is allowed; no page is taken yet.
-    #[pyo3(signature = (token_ids, salt = &[][..]))]
+    #[pyo3(signature = (token_ids, salt = &[][..]), text_signature = "($self, token_ids, salt=b'')")]
     fn open(
         &self,
         py: Python<'_>,

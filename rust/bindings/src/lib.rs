@@ -45,7 +45,7 @@ pub(crate) fn guard<T>(work: impl FnOnce() -> Result<T, BindError>) -> Result<T,
 #[pyfunction]
 fn cpu_tier() -> &'static str {
     #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
+    if std::arch::is_x86_feature_detected!("avx2") {
         return "avx2";
     }
     "scalar"
@@ -61,6 +61,14 @@ mod _core {
     use crate::error::OutOfPages;
     #[pymodule_export]
     use crate::kvcache::PageCache;
+    #[pymodule_export]
+    use crate::quant::{
+        dequantize_fp8, dequantize_mxfp4, fp8_linear, mxfp4_linear, quantize_fp8, quantize_mxfp4,
+    };
+    #[pymodule_export]
+    use crate::routing::{permute, route, route_table};
+    #[pymodule_export]
+    use crate::tokenizer::{DecodeStream, Tokenizer};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

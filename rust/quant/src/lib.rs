@@ -1,1 +1,174 @@
-//! FP8 and MXFP4 block formats: exact conversion, quantize, dequantize, linear.
+//! FP8 and MXFP4 block formats: exact conversion, quantize, dequantize, and linear layers on packed weights.
+//!
+//! Scalar code is the specification; instruction tiers (`simd.rs`) compile the same code for wider registers, so every
+//! tier gives the same bits. Matrices are row-major slices; leading dimensions are the caller's.
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may fail"))]
+
+mod error;
+mod float;
+mod fp8;
+mod linear;
+mod mxfp4;
+mod simd;
+
+pub use error::{Error, Result};
+pub use float::{Bf16, Element, F16, e4m3_to_f32, e8m0_to_f32, f32_to_e4m3};
+pub use fp8::{Blocks, ScaleFormat, Scales};
+pub use simd::Tier;
+
+use error::expect_length;
+
+/// Quantizes a matrix to FP8: `scale = max(amax, 1e-4) / 448` per block, `code = e4m3(x / scale)`, ties to even.
+///
+/// A NaN keeps its sign and does not enter `amax`. A block that holds an infinity has an infinite scale.
+///
+/// # Errors
+/// Lengths that do not fit the blocks, empty blocks, a matrix without columns.
+pub fn quantize_fp8<T: Element>(
+    tier: Tier,
+    x: &[T],
+    blocks: Blocks,
+    format: ScaleFormat,
+    codes: &mut [u8],
+    scales: &mut [f32],
+) -> Result<()> {
+    blocks.check("x", x.len(), scales.len())?;
+    expect_length("codes", x.len(), codes.len())?;
+    tier.quantize_fp8(x, blocks, format, codes, scales);
+    Ok(())
+}
+
+/// Writes `code * scale`, rounded once to float32 and then to the output's type.
+///
+/// # Errors
+/// Lengths that do not fit the blocks, empty blocks, a matrix without columns.
+pub fn dequantize_fp8<T: Element>(
+    tier: Tier,
+    codes: &[u8],
+    scales: Scales<'_>,
+    blocks: Blocks,
+    out: &mut [T],
+) -> Result<()> {
+    blocks.check("codes", codes.len(), scales.len())?;
+    expect_length("out", codes.len(), out.len())?;
+    tier.dequantize_fp8(codes, scales, blocks, out);
+    Ok(())
+}
+
+/// Quantizes rows of `columns` elements to MXFP4.
+///
+/// # Errors
+/// A NaN, columns that do not fall into blocks of 32, lengths that do not fit; nothing is written then.
+pub fn quantize_mxfp4<T: Element>(
+    tier: Tier,
+    x: &[T],
+    columns: usize,
+    codes: &mut [u8],
+    scales: &mut [u8],
+) -> Result<()> {
+    let rows = x.len().checked_div(columns).unwrap_or(0);
+    mxfp4::check(rows, columns, codes.len(), scales.len())?;
+    expect_length("x", rows * columns, x.len())?;
+    mxfp4::check_no_nan(x)?;
+    tier.quantize_mxfp4(x, codes, scales);
+    Ok(())
+}
+
+/// Writes the values of MXFP4 codes; scale code 255 gives NaN.
+///
+/// # Errors
+/// Columns that do not fall into blocks of 32, lengths that do not fit.
+pub fn dequantize_mxfp4<T: Element>(
+    codes: &[u8],
+    scales: &[u8],
+    columns: usize,
+    out: &mut [T],
+) -> Result<()> {
+    let rows = out.len().checked_div(columns).unwrap_or(0);
+    mxfp4::check(rows, columns, codes.len(), scales.len())?;
+    expect_length("out", rows * columns, out.len())?;
+    mxfp4::decode(codes, scales, |index, value| out[index] = T::store(value));
+    Ok(())
+}
+
+/// The sizes of a linear layer and the threads it may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layer {
+    /// Output features: rows of the weight.
+    pub rows: usize,
+    /// Input features: columns of the weight.
+    pub columns: usize,
+    /// Most threads to use, the calling one included. The result does not depend on it.
+    pub num_threads: usize,
+}
+
+impl Layer {
+    fn check(&self, x: usize, out: usize) -> Result<()> {
+        let tokens = x.checked_div(self.columns).unwrap_or(0);
+        expect_length("x", tokens * self.columns, x)?;
+        expect_length("out", tokens * self.rows, out)
+    }
+}
+
+/// `x @ W.T` for a weight in FP8 blocks of 128 x 128; the order of operations is fixed in `linear.rs`.
+///
+/// # Errors
+/// Lengths that do not fit together, a weight without columns.
+pub fn fp8_linear<T: Element>(
+    tier: Tier,
+    layer: Layer,
+    x: &[T],
+    codes: &[u8],
+    scales: Scales<'_>,
+    out: &mut [T],
+) -> Result<()> {
+    let Layer {
+        rows,
+        columns,
+        num_threads,
+    } = layer;
+    let block = linear::BLOCK;
+    Blocks {
+        rows,
+        columns,
+        block_rows: block,
+        block_columns: block,
+    }
+    .check("codes", codes.len(), scales.len())?;
+    layer.check(x.len(), out.len())?;
+    let weight = linear::Fp8 {
+        codes,
+        scales,
+        columns,
+    };
+    linear::linear(tier, &weight, columns, rows, x, out, num_threads);
+    Ok(())
+}
+
+/// `x @ W.T` for a weight in MXFP4; the order of operations is fixed in `linear.rs`.
+///
+/// # Errors
+/// Lengths that do not fit together, columns that do not fall into blocks of 32.
+pub fn mxfp4_linear<T: Element>(
+    tier: Tier,
+    layer: Layer,
+    x: &[T],
+    codes: &[u8],
+    scales: &[u8],
+    out: &mut [T],
+) -> Result<()> {
+    let Layer {
+        rows,
+        columns,
+        num_threads,
+    } = layer;
+    mxfp4::check(rows, columns, codes.len(), scales.len())?;
+    layer.check(x.len(), out.len())?;
+    let weight = linear::Mxfp4 {
+        codes,
+        scales,
+        columns,
+    };
+    linear::linear(tier, &weight, columns, rows, x, out, num_threads);
+    Ok(())
+}

@@ -115,9 +115,13 @@ impl Weighting {
                 .iter()
                 .fold(weights[0], |total, &weight| total + weight)
                 + 1e-20;
-            weights.iter_mut().for_each(|weight| *weight /= total);
+            for weight in weights.iter_mut() {
+                *weight /= total;
+            }
         }
-        weights.iter_mut().for_each(|weight| *weight *= self.scale);
+        for weight in weights {
+            *weight *= self.scale;
+        }
     }
 }
 

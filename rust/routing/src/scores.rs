@@ -22,7 +22,8 @@ const LOG: [f32; 5] = [
     0.199_994_39,
     0.333_333_37,
 ];
-const LN_2_HIGH: f32 = 0.693_359_375;
+/// Nine bits: its product with an exponent is exact.
+const LN_2_HIGH: f32 = 355.0 / 512.0;
 const LN_2_LOW: f32 = -0.000_212_194_44;
 /// Below this the exponential is under half the smallest subnormal number, so zero.
 const EXP_FLOOR: f32 = -104.0;

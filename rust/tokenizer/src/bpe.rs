@@ -20,7 +20,13 @@ pub(crate) struct Merge {
     pub(crate) token: u32,
 }
 
-const NO_MERGE: Merge = Merge { rank: NONE, token: NONE };
+/// Rank, place of the left symbol, left and right symbol, result: stale unless both symbols still stand there.
+type Candidate = Reverse<(u32, usize, u32, u32, u32)>;
+
+const NO_MERGE: Merge = Merge {
+    rank: NONE,
+    token: NONE,
+};
 
 /// All merges, by pair: an open-addressing table at most half full.
 #[derive(Debug)]
@@ -123,9 +129,8 @@ impl Merges {
         let at = |symbols: &[u32], index: usize| symbols.get(index).copied().unwrap_or(NONE);
         let mut next: Vec<usize> = (1..=length).collect();
         let mut previous: Vec<usize> = (0..length).map(|index| index.wrapping_sub(1)).collect();
-        // An entry carries the pair's tokens: it is stale unless both still stand there.
-        let mut queue: BinaryHeap<Reverse<(u32, usize, u32, u32, u32)>> = BinaryHeap::new();
-        let push = |queue: &mut BinaryHeap<_>, index: usize, left: u32, right: u32| {
+        let mut queue: BinaryHeap<Candidate> = BinaryHeap::new();
+        let push = |queue: &mut BinaryHeap<Candidate>, index: usize, left: u32, right: u32| {
             let merge = self.get(left, right);
             if merge.rank != NONE {
                 queue.push(Reverse((merge.rank, index, left, right, merge.token)));
@@ -175,9 +180,15 @@ mod tests {
             let best = symbols
                 .windows(2)
                 .enumerate()
-                .filter_map(|(index, pair)| merges.get(&(pair[0], pair[1])).map(|m| (m.rank, index, m.token)))
+                .filter_map(|(index, pair)| {
+                    merges
+                        .get(&(pair[0], pair[1]))
+                        .map(|m| (m.rank, index, m.token))
+                })
                 .min();
-            let Some((_, index, token)) = best else { return symbols };
+            let Some((_, index, token)) = best else {
+                return symbols;
+            };
             symbols.splice(index..index + 2, [token]);
         }
     }

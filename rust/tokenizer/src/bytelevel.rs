@@ -45,7 +45,10 @@ mod tests {
 
     #[test]
     fn each_byte_has_exactly_one_character() {
-        let mut found: Vec<u8> = (0..=0x10_ffff).filter_map(char::from_u32).filter_map(byte_of).collect();
+        let mut found: Vec<u8> = (0..=0x10_ffff)
+            .filter_map(char::from_u32)
+            .filter_map(byte_of)
+            .collect();
         found.sort_unstable();
         assert_eq!(found, (0..=255).collect::<Vec<u8>>());
     }

@@ -98,33 +98,59 @@ impl fmt::Display for Error {
             Self::Json { message } => write!(f, "not valid JSON: {message}"),
             Self::Field { field, expected } => write!(f, "{field} has to be {expected}"),
             Self::Unsupported { field, found } => {
-                write!(f, "unsupported tokenizer: {field} is {found}; supported: {SUPPORTED}")
+                write!(
+                    f,
+                    "unsupported tokenizer: {field} is {found}; supported: {SUPPORTED}"
+                )
             }
             Self::IdTooLarge { id, limit } => {
                 write!(f, "token id {id} is above the largest id allowed, {limit}")
             }
             Self::DuplicateId { id, token } => {
-                write!(f, "token id {id} is claimed twice, the second time by {token}")
+                write!(
+                    f,
+                    "token id {id} is claimed twice, the second time by {token}"
+                )
             }
-            Self::AddedTokenId { token, declared, actual } => write!(
+            Self::AddedTokenId {
+                token,
+                declared,
+                actual,
+            } => write!(
                 f,
                 "added token {token} declares id {declared}, but its place in the file gives it {actual}"
             ),
-            Self::AddedTokenLength { index, length, limit } => write!(
+            Self::AddedTokenLength {
+                index,
+                length,
+                limit,
+            } => write!(
                 f,
                 "added token {index} has {length} bytes, allowed are 1 to {limit}"
             ),
             Self::MergeForm { index } => {
-                write!(f, "merge {index} has to be two tokens, as \"a b\" or [\"a\", \"b\"]")
+                write!(
+                    f,
+                    "merge {index} has to be two tokens, as \"a b\" or [\"a\", \"b\"]"
+                )
             }
             Self::MergeToken { index, token } => {
-                write!(f, "merge {index} needs the token {token}, which the vocabulary lacks")
+                write!(
+                    f,
+                    "merge {index} needs the token {token}, which the vocabulary lacks"
+                )
             }
             Self::MissingByte { byte } => {
-                write!(f, "the text holds the byte {byte:#04x}, for which the vocabulary has no token")
+                write!(
+                    f,
+                    "the text holds the byte {byte:#04x}, for which the vocabulary has no token"
+                )
             }
             Self::UnknownId { id, max } => {
-                write!(f, "token id {id} is not in this tokenizer, whose largest id is {max}")
+                write!(
+                    f,
+                    "token id {id} is not in this tokenizer, whose largest id is {max}"
+                )
             }
             Self::Interrupted => f.write_str("interrupted"),
         }

@@ -48,7 +48,11 @@ impl Cursor<'_> {
         }
         let (value, length) = self.table.at(self.text, at);
         let class = value & CLASS;
-        if value & KANA_OR_HAN == self.region && class != NUMBER { (class, length) } else { (END, 0) }
+        if value & KANA_OR_HAN == self.region && class != NUMBER {
+            (class, length)
+        } else {
+            (END, 0)
+        }
     }
 
     /// The end of the run of characters from `at` whose class passes.
@@ -123,12 +127,23 @@ pub(crate) fn next_piece(text: &[u8], start: usize) -> usize {
         }
         return at;
     }
-    let cursor = Cursor { table, text, region: value & KANA_OR_HAN };
+    let cursor = Cursor {
+        table,
+        text,
+        region: value & KANA_OR_HAN,
+    };
     match class {
         LETTER | MARK => cursor.letters(at),
         PUNCTUATION | SYMBOL => {
-            let letters = text[at..].iter().take_while(|byte| byte.is_ascii_alphabetic()).count();
-            if text[start].is_ascii() && letters > 0 { at + letters } else { cursor.punctuation(at) }
+            let letters = text[at..]
+                .iter()
+                .take_while(|byte| byte.is_ascii_alphabetic())
+                .count();
+            if text[start].is_ascii() && letters > 0 {
+                at + letters
+            } else {
+                cursor.punctuation(at)
+            }
         }
         NEWLINE => cursor.white_space(start),
         SPACE => {
@@ -147,8 +162,15 @@ pub(crate) fn next_piece(text: &[u8], start: usize) -> usize {
             let (following, length) = cursor.peek(at);
             if is_letter(following) {
                 // The last of these characters belongs to the letters; alone, it starts their piece.
-                let own = text[..at].iter().rposition(|&byte| byte & 0xc0 != 0x80).unwrap_or(start);
-                return if own > start { own } else { cursor.letters(at + length) };
+                let own = text[..at]
+                    .iter()
+                    .rposition(|&byte| byte & 0xc0 != 0x80)
+                    .unwrap_or(start);
+                return if own > start {
+                    own
+                } else {
+                    cursor.letters(at + length)
+                };
             }
             if following != OTHER {
                 return at;
@@ -196,9 +218,18 @@ mod tests {
 
     #[test]
     fn kana_and_han_are_cut_from_their_neighbors_and_split_inside() {
-        assert_eq!(split("ab\u{4e2d}\u{6587}cd"), ["ab", "\u{4e2d}\u{6587}", "cd"]);
-        assert_eq!(split("\u{3042}\u{309b}\u{3044}"), ["\u{3042}", "\u{309b}", "\u{3044}"]);
-        assert_eq!(split("\u{3042}\u{3040}\u{3044}"), ["\u{3042}", "\u{3040}\u{3044}"]);
+        assert_eq!(
+            split("ab\u{4e2d}\u{6587}cd"),
+            ["ab", "\u{4e2d}\u{6587}", "cd"]
+        );
+        assert_eq!(
+            split("\u{3042}\u{309b}\u{3044}"),
+            ["\u{3042}", "\u{309b}", "\u{3044}"]
+        );
+        assert_eq!(
+            split("\u{3042}\u{3040}\u{3044}"),
+            ["\u{3042}", "\u{3040}\u{3044}"]
+        );
         assert_eq!(split(" \u{4e2d}"), [" ", "\u{4e2d}"]);
     }
 

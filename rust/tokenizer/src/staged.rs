@@ -24,7 +24,8 @@ const THIRD: u8 = 16;
 const DIGIT: u8 = 32;
 
 /// Digits of scripts younger than the pattern engine's Unicode version: the digit stage has its own, newer table.
-const YOUNG_DIGITS: [std::ops::RangeInclusive<usize>; 2] = [0x1_1de0..=0x1_1de9, 0x1_6ff4..=0x1_6ff6];
+const YOUNG_DIGITS: [std::ops::RangeInclusive<usize>; 2] =
+    [0x1_1de0..=0x1_1de9, 0x1_6ff4..=0x1_6ff6];
 
 /// A set of characters.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,7 +86,9 @@ impl Staged {
                 Set::Punctuation => add(PUNCTUATION),
                 Set::Ranges(ranges) => {
                     for &(first, last) in ranges {
-                        for value in &mut flat[first as usize..=(last as usize).min(CODE_POINTS - 1)] {
+                        for value in
+                            &mut flat[first as usize..=(last as usize).min(CODE_POINTS - 1)]
+                        {
                             *value |= flag;
                         }
                     }
@@ -97,18 +100,30 @@ impl Staged {
             stages.push(Stage::TrailingSpace);
         }
         stages.extend([Stage::Run(THIRD), Stage::Digits]);
-        Self { table: Table::compress(&flat), stages }
+        Self {
+            table: Table::compress(&flat),
+            stages,
+        }
     }
 
     /// Emits the pieces of the line that starts at `start` (a newline character is a line of its own) and returns
     /// its end. `text` is UTF-8; `start`, before its end, starts a line.
-    pub(crate) fn next_line(&self, text: &[u8], start: usize, emit: &mut dyn FnMut(&[u8])) -> usize {
+    pub(crate) fn next_line(
+        &self,
+        text: &[u8],
+        start: usize,
+        emit: &mut dyn FnMut(&[u8]),
+    ) -> usize {
         let is_line_end = |byte: u8| byte == b'\r' || byte == b'\n';
         let end = if is_line_end(text[start]) {
             start + 1
         } else {
             let rest = &text[start..];
-            start + rest.iter().position(|&byte| is_line_end(byte)).unwrap_or(rest.len())
+            start
+                + rest
+                    .iter()
+                    .position(|&byte| is_line_end(byte))
+                    .unwrap_or(rest.len())
         };
         self.split(&self.stages, &text[start..end], emit);
         end
@@ -192,12 +207,20 @@ mod tests {
     }
 
     fn coder() -> Staged {
-        Staged::new(&Set::Letters, &Set::Punctuation, false, &Set::Ranges(vec![(0x4e00, 0x9fa5)]))
+        Staged::new(
+            &Set::Letters,
+            &Set::Punctuation,
+            false,
+            &Set::Ranges(vec![(0x4e00, 0x9fa5)]),
+        )
     }
 
     #[test]
     fn newlines_and_digits_stand_alone() {
-        assert_eq!(split(&coder(), "a\r\n12 b"), ["a", "\r", "\n", "1", "2", " b"]);
+        assert_eq!(
+            split(&coder(), "a\r\n12 b"),
+            ["a", "\r", "\n", "1", "2", " b"]
+        );
     }
 
     #[test]

@@ -51,7 +51,11 @@ impl Table {
             .collect();
         let mut ascii = [0; 128];
         ascii.copy_from_slice(&flat[..128]);
-        Self { ascii, block_of, blocks }
+        Self {
+            ascii,
+            block_of,
+            blocks,
+        }
     }
 
     /// The byte of a code point.
@@ -82,7 +86,10 @@ fn decode_multibyte(text: &[u8], at: usize) -> (u32, usize) {
     } else if first < 0xf0 {
         ((first & 0x0f) << 12 | tail(1) << 6 | tail(2), 3)
     } else {
-        ((first & 0x07) << 18 | tail(1) << 12 | tail(2) << 6 | tail(3), 4)
+        (
+            (first & 0x07) << 18 | tail(1) << 12 | tail(2) << 6 | tail(3),
+            4,
+        )
     }
 }
 
@@ -90,7 +97,9 @@ fn decode_multibyte(text: &[u8], at: usize) -> (u32, usize) {
 pub(crate) fn flat_classes() -> Vec<u8> {
     let mut flat = vec![OTHER; CODE_POINTS];
     for (index, &(start, class)) in RUNS.iter().enumerate() {
-        let end = RUNS.get(index + 1).map_or(CODE_POINTS, |next| next.0 as usize);
+        let end = RUNS
+            .get(index + 1)
+            .map_or(CODE_POINTS, |next| next.0 as usize);
         flat[start as usize..end].fill(class);
     }
     flat
@@ -110,8 +119,8 @@ mod tests {
     fn compressing_keeps_every_code_point() {
         let flat = flat_classes();
         let table = Table::compress(&flat);
-        for point in 0..CODE_POINTS {
-            assert_eq!(table.get(point as u32), flat[point], "U+{point:04X}");
+        for (point, &value) in flat.iter().enumerate() {
+            assert_eq!(table.get(point as u32), value, "U+{point:04X}");
         }
     }
 
@@ -129,7 +138,11 @@ mod tests {
     #[test]
     fn white_space_is_what_the_standard_library_says() {
         for character in (0..CODE_POINTS as u32).filter_map(char::from_u32) {
-            assert_eq!(is_space(character), character.is_whitespace(), "{character:?}");
+            assert_eq!(
+                is_space(character),
+                character.is_whitespace(),
+                "{character:?}"
+            );
         }
     }
 }

@@ -1,0 +1,104 @@
+"""``abyssal chat``: talk with a model in its own chat format, turn by turn."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from abyssal.cli.options import (
+    DtypeOption,
+    MaxTokensOption,
+    ModelOption,
+    SeedOption,
+    ThreadsOption,
+    open_model,
+)
+
+if TYPE_CHECKING:
+    from abyssal import LLM, SamplingParams
+
+Message = dict[str, str]
+
+
+def chat(
+    model: ModelOption = None,
+    system: Annotated[
+        str | None, typer.Option("--system", metavar="TEXT", help="A message that sets the tone.")
+    ] = None,
+    max_tokens: MaxTokensOption = 1024,
+    temperature: Annotated[
+        float | None,
+        typer.Option("--temperature", "-t", help="Default: what the checkpoint recommends."),
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option("--top-p", help="Default: what the checkpoint recommends.")
+    ] = None,
+    seed: SeedOption = None,
+    dtype: DtypeOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Talk with a model that has a chat format.
+
+    Each line is a message; an empty line or the end of the input ends the talk. Ctrl-C stops an
+    answer, and at the prompt the talk. The chat format is the checkpoint's own; a model without
+    one continues texts: use generate.
+    """
+    from abyssal import SamplingParams
+
+    asked: dict[str, Any] = {"max_tokens": max_tokens, "seed": seed}
+    asked |= {"temperature": temperature} if temperature is not None else {}
+    asked |= {"top_p": top_p} if top_p is not None else {}
+    SamplingParams(**asked)  # judged before the model is loaded
+    llm = open_model(model, dtype, threads)
+    start: list[Message] = [{"role": "system", "content": system}] if system else []
+    # A checkpoint without a chat format is refused now, not after the first message.
+    llm.chat_prompt([*start, {"role": "user", "content": "."}])
+    _talk(llm, start, replace(llm.get_default_sampling_params(), **asked))
+
+
+def _talk(llm: LLM, messages: list[Message], params: SamplingParams) -> None:
+    """Take lines and answer them until an empty one."""
+    from abyssal.cli.console import notes
+    from abyssal.errors import RequestError
+
+    while True:
+        line = _read_line()
+        if not line:
+            return
+        messages.append({"role": "user", "content": line})
+        try:
+            messages.append({"role": "assistant", "content": _answer(llm, messages, params)})
+        except RequestError as error:
+            # The message that could not be answered leaves the talk; what came before stays.
+            messages.pop()
+            notes().print(str(error), style="red", markup=False)
+        except KeyboardInterrupt:
+            messages.pop()
+            sys.stdout.write("\n")
+            notes().print("stopped; this turn is forgotten", style="dim", markup=False)
+
+
+def _read_line() -> str:
+    """Return the next message; empty at the end."""
+    try:
+        return input("> " if sys.stdin.isatty() else "").strip()
+    except EOFError:
+        return ""
+
+
+def _answer(llm: LLM, messages: list[Message], params: SamplingParams) -> str:
+    """Stream one answer to standard output, and its speed to standard error."""
+    from abyssal.cli.console import Speed, notes, steps
+
+    speed, text = Speed(), ""
+    for answer in steps(llm.stream(llm.chat_prompt(messages), params), speed):
+        sys.stdout.write(answer.text[len(text) :])
+        sys.stdout.flush()
+        text = answer.text
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    notes().print(speed.line(), style="dim", markup=False)
+    return text

@@ -1,0 +1,29 @@
+"""Operations on tensors, each checked, fast on the CPU, and plain PyTorch elsewhere.
+
+The same functions are registered as ``torch.ops.abyssal``, and ``abyssal.reference`` has them under
+the same names.
+"""
+
+from . import registration
+from .quant import (
+    dequantize_fp8,
+    dequantize_mxfp4,
+    fp8_linear,
+    mxfp4_linear,
+    quantize_fp8,
+    quantize_mxfp4,
+)
+from .routing import permute, route, route_table
+
+__all__ = [
+    "dequantize_fp8",
+    "dequantize_mxfp4",
+    "fp8_linear",
+    "mxfp4_linear",
+    "permute",
+    "quantize_fp8",
+    "quantize_mxfp4",
+    "registration",
+    "route",
+    "route_table",
+]

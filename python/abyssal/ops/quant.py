@@ -1,0 +1,242 @@
+"""Block formats: FP8 e4m3 and MXFP4. Checks, allocates, calls, returns.
+
+The work is done by the Rust crate ``abyssal-quant``; ``abyssal.reference.quant`` is the same in
+plain PyTorch, bit for bit where nothing is summed.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from abyssal.reference import formats
+from abyssal.reference.checks import FLOATS, SCALE_FORMATS, check_choice, check_dtype
+
+from .native import core, is_direct, plain
+
+
+def _matrices(
+    tensor: Tensor, scales: Tensor, out: Tensor, block_rows: int
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Cut leading dimensions into matrices; rows of one-row blocks all go into one matrix."""
+    if tensor.dim() <= 2 or block_rows == 1:
+        shaped = [part.reshape(-1, part.shape[-1]) for part in (tensor, scales, out)]
+        return [(shaped[0], shaped[1], shaped[2])]
+    parts = [part.flatten(0, -3).unbind(0) for part in (tensor, scales, out)]
+    return list(zip(*parts, strict=True))
+
+
+def quantize_fp8(
+    x: Tensor, block: tuple[int, int] = (1, 128), scale_format: str = "f32"
+) -> tuple[Tensor, Tensor]:
+    """Quantize to FP8 e4m3 with one scale per block.
+
+    Args:
+        x: ``[..., rows, columns]`` float32, bfloat16 or float16; ``[columns]`` when a block is one
+            row high. Leading dimensions are independent matrices.
+        block: rows and columns of a block; the last ones may be ragged.
+        scale_format: ``"f32"``, or ``"ue8m0"``, which rounds each scale up to a power of two.
+
+    Returns:
+        ``(codes, scales)``: ``torch.float8_e4m3fn`` of x's shape, and float32
+        ``[..., ceil(rows / block[0]), ceil(columns / block[1])]``.
+
+    Raises:
+        TypeError: a wrong dtype.
+        ValueError: no columns, a block size under 1, or an unknown ``scale_format``.
+
+    Guarantees: ``scale = max(amax, 1e-4) / 448`` and ``code = e4m3(clamp(x / scale, -448, 448))``,
+    quotients in float32, rounded to nearest even. A NaN stays NaN, with its sign, and does not
+    enter ``amax``. A block that holds an infinity has an infinite scale: its finite elements
+    become zero, its infinite ones NaN with their sign. Zero rows give empty results. No gradient
+    is recorded. Bits are equal to ``abyssal.reference.quantize_fp8``.
+
+    Source: DeepSeek-V3 ``inference/kernel.py``.
+    """
+    check_dtype("x", x, FLOATS)
+    check_choice("scale_format", scale_format, SCALE_FORMATS)
+    formats.check_fp8_input(x, block)
+    x = x.detach()
+    if not is_direct(x):
+        quantized: tuple[Tensor, Tensor]
+        quantized = torch.ops.abyssal.quantize_fp8(x, list(block), scale_format)
+        return quantized
+    codes = torch.empty(x.shape, dtype=torch.float8_e4m3fn)
+    scales = torch.empty(formats.scale_shape(x.shape, block), dtype=torch.float32)
+    for part, part_scales, part_codes in _matrices(x.contiguous(), scales, codes, block[0]):
+        core().quantize_fp8(part, part_codes, part_scales, tuple(block), scale_format)
+    return codes, scales
+
+
+def dequantize_fp8(
+    codes: Tensor,
+    scales: Tensor,
+    block: tuple[int, int],
+    dtype: torch.dtype = torch.bfloat16,
+) -> Tensor:
+    """Return ``codes * scales``, each block with its scale.
+
+    Args:
+        codes: ``[..., rows, columns]`` (or ``[columns]``) ``torch.float8_e4m3fn``.
+        scales: float32 or ``torch.float8_e8m0fnu``, one per block, as ``quantize_fp8`` returns
+            them. A checkpoint's ``weight_scale_inv`` is this scale, in spite of its name.
+        block: rows and columns of a block.
+        dtype: float32, bfloat16 or float16.
+
+    Returns:
+        A tensor of ``dtype`` with the shape of ``codes``.
+
+    Raises:
+        TypeError: a wrong dtype.
+        ValueError: scales of another shape than the blocks ask for, or a block size under 1.
+
+    Guarantees: the product is rounded once to float32, then to ``dtype``, both to nearest even.
+    NaN codes give NaN. Bits other than a NaN's are equal to ``abyssal.reference.dequantize_fp8``.
+
+    Source: DeepSeek-V3 ``inference/kernel.py``.
+    """
+    formats.check_fp8_codes(codes, scales, block, dtype)
+    if not is_direct(codes):
+        values: Tensor = torch.ops.abyssal.dequantize_fp8(codes, scales, list(block), dtype)
+        return values
+    out = torch.empty(codes.shape, dtype=dtype)
+    parts = _matrices(codes.contiguous(), scales.detach().contiguous(), out, block[0])
+    for part, part_scales, part_out in parts:
+        core().dequantize_fp8(part, part_scales, part_out, tuple(block))
+    return out
+
+
+def quantize_mxfp4(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantize to MXFP4: e2m1 elements, one power-of-two scale per 32 columns.
+
+    Args:
+        x: ``[..., columns]`` float32, bfloat16 or float16; 32 divides ``columns``.
+
+    Returns:
+        ``(codes, scales)``, both uint8: ``[..., columns / 2]``, two elements to a byte, the
+        earlier one in the lower half; and ``[..., columns / 32]``, the scale's exponent plus 127.
+
+    Raises:
+        TypeError: a wrong dtype.
+        ValueError: a NaN in ``x``, or a number of columns that 32 does not divide.
+
+    Guarantees: the scale is the least power of two not below ``amax / 6``, held to exponents -127
+    to 127; a block of zeros has scale code 0. Elements are rounded to nearest even and saturate at
+    6 scales; a zero keeps its sign. No gradient is recorded. Bits are equal to
+    ``abyssal.reference.quantize_mxfp4``.
+
+    Source: Open Compute Project, Microscaling Formats 1.0.
+    """
+    check_dtype("x", x, FLOATS)
+    formats.check_fp4_input(x)
+    x = x.detach()
+    if not is_direct(x):
+        quantized: tuple[Tensor, Tensor] = torch.ops.abyssal.quantize_mxfp4(x)
+        return quantized
+    columns = x.shape[-1]
+    codes = torch.empty(*x.shape[:-1], columns // 2, dtype=torch.uint8)
+    scales = torch.empty(*x.shape[:-1], columns // formats.FP4_BLOCK, dtype=torch.uint8)
+    ((part, part_scales, part_codes),) = _matrices(x.contiguous(), scales, codes, 1)
+    core().quantize_mxfp4(part, part_codes, part_scales)
+    return codes, scales
+
+
+def dequantize_mxfp4(codes: Tensor, scales: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Return the values of MXFP4 codes.
+
+    Args:
+        codes: ``[..., columns / 2]`` uint8 (or int8, as checkpoints store them).
+        scales: ``[..., columns / 32]`` uint8 or ``torch.float8_e8m0fnu``.
+        dtype: float32, bfloat16 or float16.
+
+    Returns:
+        ``[..., columns]`` of ``dtype``.
+
+    Raises:
+        TypeError: a wrong dtype.
+        ValueError: a number of code columns that 16 does not divide, or scales of another shape
+            than that asks for.
+
+    Guarantees: exact in float32 wherever float32 holds the value; scale code 255 gives NaN. Bits
+    other than a NaN's are equal to ``abyssal.reference.dequantize_mxfp4``.
+
+    Source: Open Compute Project, Microscaling Formats 1.0.
+    """
+    formats.check_fp4_codes(codes, scales, dtype)
+    if not is_direct(codes):
+        values: Tensor = torch.ops.abyssal.dequantize_mxfp4(codes, scales, dtype)
+        return values
+    out = torch.empty(*codes.shape[:-1], codes.shape[-1] * 2, dtype=dtype)
+    packed, exponents = codes.contiguous().view(torch.uint8), scales.contiguous()
+    parts = _matrices(packed, exponents.view(torch.uint8), out, 1)
+    ((part, part_scales, part_out),) = parts
+    core().dequantize_mxfp4(part, part_scales, part_out)
+    return out
+
+
+def _product_shape(x: Tensor, out_features: int) -> tuple[Tensor, Tensor]:
+    """Return the activation as a matrix, and a matrix for the product."""
+    matrix = plain(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]))
+    return matrix, torch.empty(matrix.shape[0], out_features, dtype=x.dtype)
+
+
+def fp8_linear(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
+    """Return ``x @ W.T`` for a weight in FP8 blocks of 128 x 128, which stays packed.
+
+    Args:
+        x: ``[..., in_features]`` float32 or bfloat16.
+        codes: ``[out_features, in_features]`` ``torch.float8_e4m3fn``.
+        scales: ``[ceil(out_features / 128), ceil(in_features / 128)]`` float32 or
+            ``torch.float8_e8m0fnu``.
+
+    Returns:
+        ``[..., out_features]`` in x's dtype.
+
+    Raises:
+        TypeError: a wrong dtype.
+        ValueError: shapes that do not fit together.
+
+    Guarantees: accumulated in float32, in an order that follows from ``in_features`` alone, so a
+    row's bits depend neither on the other rows nor on the number of threads
+    (``torch.get_num_threads()`` at most); rounded once to x's dtype. Differentiable with respect
+    to ``x``.
+
+    Source: DeepSeek-V3 report, section 3.3, with activations left as they are.
+    """
+    formats.check_fp8_linear(x, codes, scales)
+    if not is_direct(x):
+        product: Tensor = torch.ops.abyssal.fp8_linear(x, codes, scales)
+        return product
+    matrix, out = _product_shape(x, codes.shape[0])
+    weight = (codes.contiguous(), plain(scales))
+    core().fp8_linear(matrix, *weight, out, torch.get_num_threads())
+    return out.view(*x.shape[:-1], codes.shape[0])
+
+
+def mxfp4_linear(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
+    """Return ``x @ W.T`` for a weight in MXFP4, which stays packed.
+
+    Args:
+        x: ``[..., in_features]`` float32 or bfloat16.
+        codes: ``[out_features, in_features / 2]`` uint8 or int8.
+        scales: ``[out_features, in_features / 32]`` uint8 or ``torch.float8_e8m0fnu``.
+
+    Returns:
+        ``[..., out_features]`` in x's dtype.
+
+    Raises:
+        TypeError: a wrong dtype.
+        ValueError: shapes that do not fit together.
+
+    Guarantees: as ``fp8_linear``.
+
+    Source: Open Compute Project, Microscaling Formats 1.0.
+    """
+    formats.check_mxfp4_linear(x, codes, scales)
+    if not is_direct(x):
+        product: Tensor = torch.ops.abyssal.mxfp4_linear(x, codes, scales)
+        return product
+    matrix, out = _product_shape(x, codes.shape[0])
+    weight = (codes.contiguous().view(torch.uint8), scales.contiguous().view(torch.uint8))
+    core().mxfp4_linear(matrix, *weight, out, torch.get_num_threads())
+    return out.view(*x.shape[:-1], codes.shape[0])

@@ -1,0 +1,290 @@
+"""Text to token ids and back, for the tokenizers of the DeepSeek family.
+
+Works without torch. The ids are those of Hugging Face ``tokenizers`` on the same file; the work is
+done in Rust, without the interpreter lock on long inputs, and Ctrl-C ends it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from abyssal import _core
+from abyssal.errors import TokenizerError
+from abyssal.tokenizer_files import (
+    UnsupportedTokenizerError,
+    load_core,
+    read_chat_template,
+    read_config,
+)
+
+__all__ = ["DecodeStream", "Tokenizer", "UnsupportedTokenizerError"]
+
+class DecodeStream:
+    """Decodes one id at a time and never splits a character.
+
+    What `push` and `finish` return, end to end, equals `Tokenizer.decode` of all ids. Bytes that
+    may be the beginning of a character wait for the rest; bytes that cannot become one are U+FFFD.
+    """
+
+    def __init__(self, stream: _core.DecodeStream) -> None:
+        """Wrap a stream; `Tokenizer.stream` makes them."""
+        self._stream = stream
+
+    def push(self, token_id: int) -> str:
+        """Take the next id and return the text that is now certain, often empty.
+
+        Raises:
+            TokenizerError: the id is no token's; the stream is then as it was.
+        """
+        with _clear_errors():
+            return self._stream.push(token_id)
+
+    def finish(self) -> str:
+        """Return U+FFFD if the beginning of a character still waited, and begin anew."""
+        return self._stream.finish()
+
+
+class Tokenizer:
+    """Byte-level BPE as a Hugging Face ``tokenizer.json`` describes it.
+
+    Supported are the pre-tokenizers of DeepSeek V3, R1, V3.1, V3.2 and V4; of DeepSeek LLM, V2 and
+    V2-Lite; and of DeepSeek Coder. Objects are immutable and may be shared between threads.
+
+    Attributes:
+        config: the content of ``tokenizer_config.json``, empty without one.
+        chat_template: the checkpoint's own chat template, or None.
+        add_bos_token: whether a text prompt begins with the beginning token.
+        add_eos_token: whether a text prompt ends with the end token.
+        bos_token: the beginning token's text, or None; `bos_token_id` likewise its id.
+        eos_token: the end token's text, or None; `eos_token_id` likewise its id.
+        pad_token: the padding token's text, or None; `pad_token_id` likewise its id.
+    """
+
+    def __init__(
+        self,
+        core: _core.Tokenizer,
+        config: dict[str, Any] | None = None,
+        chat_template: str | None = None,
+    ) -> None:
+        """Wrap a loaded tokenizer; `from_file` and `from_pretrained` make them."""
+        self._core = core
+        self.config: dict[str, Any] = config or {}
+        self.chat_template = chat_template
+        self.add_bos_token = self.config.get("add_bos_token") is True
+        self.add_eos_token = self.config.get("add_eos_token") is True
+        self.bos_token = self._named("bos_token")
+        self.eos_token = self._named("eos_token")
+        self.pad_token = self._named("pad_token")
+        self.bos_token_id = self._id_of("bos_token", self.bos_token, needed=self.add_bos_token)
+        self.eos_token_id = self._id_of("eos_token", self.eos_token, needed=self.add_eos_token)
+        self.pad_token_id = self._id_of("pad_token", self.pad_token, needed=False)
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> Tokenizer:
+        """Load a ``tokenizer.json``.
+
+        Args:
+            path: the file.
+
+        Returns:
+            The tokenizer, with an empty `config`.
+
+        Raises:
+            UnsupportedTokenizerError: the file describes a tokenizer of another kind.
+            TokenizerError: the file is missing, damaged or contradicts itself.
+        """
+        return cls(load_core(Path(path)))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> Tokenizer:
+        """Load ``tokenizer.json`` of a checkpoint, and ``tokenizer_config.json`` if it is there.
+
+        Args:
+            folder: the checkpoint's folder.
+
+        Returns:
+            The tokenizer with its `config`, special tokens and `chat_template`.
+
+        Raises:
+            UnsupportedTokenizerError: the folder holds a tokenizer of another kind.
+            TokenizerError: a file is missing, damaged or contradicts itself.
+        """
+        root = Path(folder)
+        core = load_core(root)
+        config = read_config(root)
+        try:
+            return cls(core, config, read_chat_template(root, config))
+        except TokenizerError as error:
+            raise TokenizerError(f"{root / 'tokenizer_config.json'}: {error}") from None
+
+    def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
+        """Return the ids of a text.
+
+        Args:
+            text: any text; empty gives an empty list.
+            parse_special: True: added tokens that occur in the text become their ids, and the
+                result is that of Hugging Face with ``add_special_tokens=False``. False: no text
+                becomes a control token; of the added tokens only single characters not marked
+                special, letters in the files that have them, are still recognized.
+
+        Returns:
+            Token ids.
+
+        Raises:
+            TokenizerError: the text holds a lone surrogate, or a byte that the vocabulary lacks.
+        """
+        with _clear_errors(text):
+            return self._core.encode(text, parse_special)
+
+    def encode_to_numpy(self, text: str, *, parse_special: bool = True) -> npt.NDArray[np.int32]:
+        """Return the ids of a text as a new, writable int32 array; else as `encode`."""
+        with _clear_errors(text):
+            return np.frombuffer(self._core.encode_to_buffer(text, parse_special), dtype=np.int32)
+
+    def encode_batch(
+        self, texts: Iterable[str], *, parse_special: bool = True
+    ) -> list[list[int]]:
+        """Return the ids of each text, in order; as `encode` for each.
+
+        Raises:
+            TypeError: ``texts`` is itself a string.
+            TokenizerError: as `encode`, naming the text's place.
+        """
+        if isinstance(texts, str):
+            raise TypeError("texts has to be a list of strings, and is a string")
+        batch = list(texts)
+        try:
+            return self._core.encode_batch(batch, parse_special)
+        except ValueError:
+            # Encoded again one by one, only to say which text it was.
+            for index, text in enumerate(batch):
+                try:
+                    self.encode(text, parse_special=parse_special)
+                except TokenizerError as error:
+                    raise TokenizerError(f"text {index}: {error}") from None
+            raise
+
+    def encode_bytes(self, data: bytes | bytearray | memoryview) -> list[int]:
+        """Return ids that decode to exactly these bytes, UTF-8 or not.
+
+        No added token is recognized: the bytes of a control token's name stay bytes. Each byte
+        outside UTF-8 is a token of its own.
+
+        Raises:
+            TokenizerError: the vocabulary lacks a byte.
+        """
+        with _clear_errors():
+            return self._core.encode_bytes(bytes(memoryview(data)))
+
+    def count(self, text: str, *, parse_special: bool = True) -> int:
+        """Return ``len(encode(text))`` without making the list."""
+        with _clear_errors(text):
+            return self._core.count(text, parse_special)
+
+    def decode(self, ids: Sequence[int] | npt.NDArray[Any], *, skip_special: bool = False) -> str:
+        """Return the text of ids; bytes that are not UTF-8 become U+FFFD.
+
+        Equal to Hugging Face but for the letters that the DeepSeek LLM and V2 files add as tokens
+        ("ö"): here they decode to themselves, there to U+FFFD.
+
+        Args:
+            ids: integers; a list, a numpy array or a tensor of one dimension.
+            skip_special: leave out added tokens that the file marks as special.
+
+        Raises:
+            TokenizerError: an id is no token's.
+        """
+        with _clear_errors():
+            return self._core.decode(_as_list(ids), skip_special)
+
+    def decode_bytes(
+        self, ids: Sequence[int] | npt.NDArray[Any], *, skip_special: bool = False
+    ) -> bytes:
+        """Return the bytes of ids, exactly; else as `decode`."""
+        with _clear_errors():
+            return self._core.decode_bytes(_as_list(ids), skip_special)
+
+    def stream(self, *, skip_special: bool = False) -> DecodeStream:
+        """Return a decoder that takes one id at a time."""
+        return DecodeStream(self._core.stream(skip_special))
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, added ones included."""
+        return self._core.vocab_size
+
+    @property
+    def max_id(self) -> int:
+        """The largest id; a model's embedding needs more rows than this."""
+        return self._core.max_id
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of the added tokens that the file marks as special."""
+        return frozenset(i for i, _, special in self._core.added_tokens() if special)
+
+    @property
+    def added_tokens(self) -> dict[str, int]:
+        """Content and id of each added token, special or not, in the order of the file."""
+        return {content: token_id for token_id, content, _ in self._core.added_tokens()}
+
+    def token_to_id(self, token: str) -> int | None:
+        """Return the id of a token as the file spells it ("Ġthe"), or None."""
+        return self._core.token_to_id(token)
+
+    def id_to_token(self, token_id: int) -> str | None:
+        """Return the token of an id as the file spells it, or None."""
+        return self._core.id_to_token(token_id)
+
+    def __len__(self) -> int:
+        """Return `vocab_size`."""
+        return self.vocab_size
+
+    def __repr__(self) -> str:
+        """Return the size, for people."""
+        return f"Tokenizer(vocab_size={self.vocab_size}, max_id={self.max_id})"
+
+    def _named(self, key: str) -> str | None:
+        # A token is written as its text, or as an object that holds it.
+        value = self.config.get(key)
+        if isinstance(value, dict):
+            value = value.get("content")
+        return value if isinstance(value, str) else None
+
+    def _id_of(self, key: str, token: str | None, *, needed: bool) -> int | None:
+        found = None if token is None else self._core.token_to_id(token)
+        if needed and found is None:
+            raise TokenizerError(f"add_{key} is true, but {key} is {token!r}, which has no id")
+        return found
+
+
+def _as_list(ids: Sequence[int] | npt.NDArray[Any]) -> list[int]:
+    to_list = getattr(ids, "tolist", None)
+    listed: list[int] = to_list() if to_list is not None else list(ids)
+    return listed
+
+
+@contextmanager
+def _clear_errors(text: str = "") -> Iterator[None]:
+    try:
+        yield
+    except UnicodeEncodeError as error:
+        _reject_surrogate(text, error.start)
+    except OverflowError:
+        raise TokenizerError("a token id does not fit in 64 bits") from None
+    except ValueError as error:
+        raise TokenizerError(str(error)) from None
+
+
+def _reject_surrogate(text: str, position: int) -> NoReturn:
+    raise TokenizerError(
+        f"the text holds a lone surrogate, U+{ord(text[position]):04X}, at position {position}; "
+        "it has no UTF-8 form"
+    ) from None

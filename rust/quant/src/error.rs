@@ -1,0 +1,83 @@
+//! What can be wrong with a quantization call.
+
+use std::fmt;
+
+/// A call that was refused; nothing was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Error {
+    /// A block without rows or columns.
+    Block {
+        /// Rows of a block.
+        rows: usize,
+        /// Columns of a block.
+        columns: usize,
+    },
+    /// A matrix without columns.
+    NoColumns,
+    /// Columns that do not fall into whole blocks of 32.
+    Columns {
+        /// Number of columns.
+        columns: usize,
+    },
+    /// A slice has the wrong length.
+    Length {
+        /// Which argument.
+        name: &'static str,
+        /// Length needed.
+        expected: usize,
+        /// Length given.
+        actual: usize,
+    },
+    /// The input holds NaN, which MXFP4 cannot express.
+    Nan {
+        /// How many.
+        count: usize,
+    },
+}
+
+/// The result of a quantization call.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Block { rows, columns } => {
+                write!(
+                    f,
+                    "block is ({rows}, {columns}); it must hold two sizes of at least 1"
+                )
+            }
+            Self::NoColumns => write!(f, "x has 0 columns; at least 1 is needed"),
+            Self::Columns { columns } => {
+                write!(
+                    f,
+                    "x has {columns} columns; a positive multiple of 32 is needed"
+                )
+            }
+            Self::Length {
+                name,
+                expected,
+                actual,
+            } => {
+                write!(f, "{name} has {actual} elements; it must have {expected}")
+            }
+            Self::Nan { count } => write!(f, "x holds {count} NaN; MXFP4 has no code for it"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Checks a slice's length.
+pub(crate) fn expect_length(name: &'static str, expected: usize, actual: usize) -> Result<()> {
+    if expected == actual {
+        Ok(())
+    } else {
+        Err(Error::Length {
+            name,
+            expected,
+            actual,
+        })
+    }
+}

@@ -1,0 +1,187 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from abyssal import __version__
+from abyssal.cli import app
+from abyssal.errors import CheckpointError
+
+
+def run(*arguments, **environment):
+    """Run the command line in its own process, as a user does."""
+    return subprocess.run(
+        [sys.executable, "-m", "abyssal", *arguments],
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def exit_code(arguments):
+    with pytest.raises(SystemExit) as caught:
+        app.main(arguments)
+    return caught.value.code
+
+
+def test_version_is_the_packages(capsys):
+    assert exit_code(["--version"]) == 0
+    assert capsys.readouterr().out == f"abyssal {__version__}\n"
+
+
+def test_version_and_help_import_neither_torch_nor_a_command():
+    check = (
+        "import sys\nfrom abyssal.cli import app\n"
+        "try:\n    app.main([{!r}])\nexcept SystemExit as end:\n    assert not end.code\n"
+        "heavy = ('torch', 'numpy', 'abyssal.cli.generate', 'abyssal.cli.train')\n"
+        "loaded = [name for name in heavy "
+        "if name in sys.modules]\nassert not loaded, loaded\n"
+    )
+    for option in ("--version", "--help"):
+        done = subprocess.run(
+            [sys.executable, "-c", check.format(option)], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_version_and_help_come_quickly():
+    # Best of several, so that a busy machine does not decide; 0.3 s on an idle one.
+    for option in ("--version", "--help"):
+        seconds = []
+        for _ in range(5):
+            started = time.perf_counter()
+            assert run(option).returncode == 0
+            seconds.append(time.perf_counter() - started)
+        assert min(seconds) < 0.9, f"{option} took {min(seconds):.2f} s"
+
+
+def test_no_arguments_show_the_help_page_with_every_command(capsys):
+    assert exit_code([]) == 0
+    page = capsys.readouterr().out
+    for name, (_, line) in app.COMMANDS.items():
+        assert name in page
+        assert line in page
+
+
+@pytest.mark.parametrize("name", list(app.COMMANDS))
+def test_each_commands_own_help_begins_with_its_line_on_the_help_page(name, capsys):
+    assert exit_code([name, "--help"]) == 0
+    assert app.COMMANDS[name][1] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["no-such-command"], "No such command 'no-such-command' (abyssal --help tells more)"),
+        (["--no-such-option"], "No such option: --no-such-option (abyssal --help tells more)"),
+        (["generate", "--bad"], "No such option: --bad (abyssal generate --help tells more)"),
+        (["generate", "x", "--max-tokens", "many"], "Invalid value for '--max-tokens'"),
+        (["generate", "x", "--token-ids", "1"], "a prompt and --token-ids exclude each other"),
+        (["generate", "--token-ids", "1,b"], "--token-ids takes numbers, found '1,b'"),
+        (["evaluate"], "Missing argument"),
+    ],
+)
+def test_a_wrong_command_line_gives_one_line_and_exit_code_2(arguments, message, capsys):
+    assert exit_code(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["generate", "x", "--model"], ["chat", "--model"], ["inspect"], ["demo", "--model"]],
+)
+def test_a_folder_that_is_not_there_gives_one_line_and_exit_code_1(arguments):
+    done = run(*arguments, "/no/such/folder")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("abyssal: no folder /no/such/folder")
+    assert done.stderr.count("\n") == 1
+
+
+def test_errors_are_plain_text_where_standard_error_is_no_terminal():
+    assert "\x1b" not in run("inspect", "/no/such/folder").stderr
+
+
+def guarded_exit(error, capsys):
+    def command():
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        app.guarded(command)()
+    return caught.value.code, capsys.readouterr().err
+
+
+def test_ctrl_c_exits_with_130_and_no_traceback(capsys):
+    assert guarded_exit(KeyboardInterrupt(), capsys) == (130, "abyssal: stopped\n")
+
+
+def test_an_error_of_several_lines_becomes_one(capsys):
+    assert guarded_exit(CheckpointError("one\n  two\nthree"), capsys) == (
+        1,
+        "abyssal: one two three\n",
+    )
+
+
+def test_an_unforeseen_error_says_its_name_and_how_to_see_more(capsys):
+    code, line = guarded_exit(KeyError("hidden"), capsys)
+    assert code == 1
+    assert line == "abyssal: KeyError: 'hidden' (ABYSSAL_TRACEBACK=1 shows where)\n"
+
+
+def test_the_traceback_variable_lets_the_error_through(monkeypatch):
+    monkeypatch.setenv("ABYSSAL_TRACEBACK", "1")
+
+    def command():
+        raise KeyError("hidden")
+
+    with pytest.raises(KeyError):
+        app.guarded(command)()
+
+
+def test_a_missing_package_is_named_with_how_to_install_it(capsys):
+    code, line = guarded_exit(
+        ModuleNotFoundError("No module named 'jinja2'", name="jinja2"), capsys
+    )
+    assert (code, line) == (1, "abyssal: No module named 'jinja2': pip install jinja2\n")
+
+
+def test_a_reader_that_goes_away_ends_the_command_without_a_word():
+    program = (
+        "from abyssal.cli import app\n"
+        "def many():\n"
+        "    while True: print('x' * 100)\n"
+        "app.guarded(many)()\n"
+    )
+    command = f'"{sys.executable}" -c "{program}" | head -1'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "x" * 100 + "\n"
+    assert done.stderr == ""
+
+
+def test_ctrl_c_on_a_waiting_command_ends_it_with_130(tmp_path):
+    waiting = subprocess.Popen(
+        [sys.executable, "-m", "abyssal", "generate", "-"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    # It is surely reading standard input once the command's module is in its memory map; poll its
+    # state.
+    stat = Path(f"/proc/{waiting.pid}/wchan")
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and not (stat.exists() and "pipe" in stat.read_text()):
+        time.sleep(0.05)
+    waiting.send_signal(signal.SIGINT)
+    _, errors = waiting.communicate(timeout=30)
+    assert waiting.returncode == 130
+    assert errors == "abyssal: stopped\n"
