@@ -26,6 +26,7 @@ from abyssal.tokenizer_files import (
 
 __all__ = ["DecodeStream", "Tokenizer", "UnsupportedTokenizerError"]
 
+
 class DecodeStream:
     """Decodes one id at a time and never splits a character.
 
@@ -148,9 +149,7 @@ class Tokenizer:
         with _clear_errors(text):
             return np.frombuffer(self._core.encode_to_buffer(text, parse_special), dtype=np.int32)
 
-    def encode_batch(
-        self, texts: Iterable[str], *, parse_special: bool = True
-    ) -> list[list[int]]:
+    def encode_batch(self, texts: Iterable[str], *, parse_special: bool = True) -> list[list[int]]:
         """Return the ids of each text, in order; as `encode` for each.
 
         Raises:

@@ -1,4 +1,7 @@
+from tiny_texts import CHAT_TEMPLATE, write_tokenizer
+
 from abyssal import LLM
+from abyssal.testing.checkpoints import write_checkpoint
 
 
 def answers(folder, lines, **options):
@@ -37,9 +40,6 @@ def test_a_model_without_a_chat_format_is_sent_to_generate(run, base_model):
 
 
 def test_a_message_that_does_not_fit_is_refused_and_the_talk_goes_on(run, tmp_path):
-    from abyssal.testing.checkpoints import write_checkpoint
-    from conftest import CHAT_TEMPLATE, write_tokenizer
-
     write_checkpoint(tmp_path, vocab_size=400, max_position_embeddings=64, rope_scaling=None)
     write_tokenizer(tmp_path, chat_template=CHAT_TEMPLATE)
     long = "word " * 200

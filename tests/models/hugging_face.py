@@ -127,13 +127,13 @@ def compare(case, folder):
     return compare_models(model, peer_model(case.config, folder), case.prompt)
 
 
-def compare_models(model, peer, prompt, chunks=(None,)):
+def compare_models(model, peer, prompt, steps=DECODE_STEPS):
     """Run a prompt and the decode steps after it through both; the peer's greedy token goes on."""
-    sequence = Sequence(model, len(prompt), len(prompt) + DECODE_STEPS)
+    sequence = Sequence(model, len(prompt), len(prompt) + steps)
     mine, theirs = Choices(), PeerChoices(peer)
     error, tokens = 0.0, 0
     past, ids = None, list(prompt)
-    for _ in range(DECODE_STEPS + 1):
+    for _ in range(steps + 1):
         with torch.no_grad():
             result = peer(torch.tensor([ids]), past_key_values=past, use_cache=True)
         past, want = result.past_key_values, result.logits[0].float()

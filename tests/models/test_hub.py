@@ -2,17 +2,14 @@ import json
 import os
 import shutil
 import socket
-import sys
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
+from hub_server import COMMIT, HubServer
 
 from abyssal.errors import CheckpointError
 from abyssal.models import hub
-
-sys.path.insert(0, str(Path(__file__).parent))
-from hub_server import COMMIT, HubServer
 
 Usage = namedtuple("Usage", "total used free")
 

@@ -147,8 +147,8 @@ def test_bf16_is_as_near_to_f32_as_transformers(tmp_path, full_profile, capsys):
         tokens += sum(len(each) for each in exact_choices.experts)
     with capsys.disabled():
         print(
-            f"\n  bf16: mean logit error {mine / theirs:.2f} times that of transformers; of {tokens} "
-            f"choices of experts {flips} differ from f32, {peer_flips} with transformers"
+            f"\n  bf16: mean logit error {mine / theirs:.2f} times that of transformers; of "
+            f"{tokens} choices of experts {flips} differ from f32, {peer_flips} with transformers"
         )
 
 

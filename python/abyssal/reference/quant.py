@@ -90,7 +90,7 @@ def dequantize_fp8(
     Args:
         codes: ``[..., rows, columns]`` (or ``[columns]``) ``torch.float8_e4m3fn``.
         scales: float32 or ``torch.float8_e8m0fnu``, one per block, as ``quantize_fp8`` returns
-            them. A checkpoint's ``weight_scale_inv`` is this scale, in spite of its name.
+            them. Checkpoints call this factor an inverse scale.
         block: rows and columns of a block.
         dtype: float32, bfloat16 or float16.
 

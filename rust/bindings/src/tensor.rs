@@ -136,15 +136,22 @@ impl<'py> Tensor<'py> {
         };
         let device = attribute(pyo3::intern!(py, "device"))?;
         let layout = attribute(pyo3::intern!(py, "layout"))?;
-        if device != "cpu" || layout != "torch.strided" {
+        let quantized = object
+            .getattr(pyo3::intern!(py, "is_quantized"))?
+            .is_truthy()?;
+        if device != "cpu" || layout != "torch.strided" || quantized {
             return Err(not_plain_memory(&object, None));
         }
+        // Tensors without a shape or an address of their own (nested ones, for instance) raise.
+        let refused = |cause| not_plain_memory(&object, Some(cause));
         let sizes = object
-            .getattr(pyo3::intern!(py, "shape"))?
-            .cast_into::<PyTuple>()?;
+            .getattr(pyo3::intern!(py, "shape"))
+            .map_err(refused)?;
+        let sizes = sizes.cast_into::<PyTuple>()?;
         let steps = object
-            .call_method0(pyo3::intern!(py, "stride"))?
-            .cast_into::<PyTuple>()?;
+            .call_method0(pyo3::intern!(py, "stride"))
+            .map_err(refused)?;
+        let steps = steps.cast_into::<PyTuple>()?;
         let ndim = checked_ndim(sizes.len())?;
         let (mut shape, mut strides) = ([0; MAX_DIMS], [0; MAX_DIMS]);
         for dim in 0..ndim {
@@ -156,7 +163,7 @@ impl<'py> Tensor<'py> {
         let address: usize = object
             .call_method0(pyo3::intern!(py, "data_ptr"))
             .and_then(|address| address.extract())
-            .map_err(|cause| not_plain_memory(&object, Some(cause)))?;
+            .map_err(refused)?;
         let data = std::ptr::with_exposed_provenance_mut(address);
         let owner = Owner::Torch(object.clone());
         Self {
