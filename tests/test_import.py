@@ -53,13 +53,14 @@ def test_importing_adds_at_most_three_tenths_of_a_second_to_torch():
     code = """
 import time
 import torch
-begin = time.perf_counter()
+begin = time.process_time()
 import abyssal
 abyssal.LLM, abyssal.SamplingParams, abyssal.Tokenizer, abyssal.ops, abyssal.nn, abyssal.kvcache
-print(time.perf_counter() - begin)
+print(time.process_time() - begin)
 """
-    # The best of five: a loaded machine slows single runs, never all of them below the true cost.
-    assert min(float(run_fresh(code)) for _ in range(5)) <= 0.3
+    # Processor time, which other programs on the machine do not lengthen; importing waits for
+    # nothing but the files, which the first run brings into memory.
+    assert min(float(run_fresh(code)) for _ in range(3)) <= 0.3
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -81,7 +81,7 @@ def test_the_tokenizer_and_the_page_cache_do_not_import_torch(name):
 
 
 def test_only_the_extension_is_imported_by_name_outside_its_users():
-    users = {"__init__", "ops", "tokenizer", "kvcache", "engine", "cli"}
+    users = {"__init__", "ops", "tokenizer", "tokenizer_files", "kvcache", "engine", "cli"}
     for path in modules():
         if any(name.startswith("abyssal._core") for name in imported(path)):
             assert layer_of(path) in users, path.relative_to(ROOT)

@@ -167,21 +167,35 @@ def test_a_reader_that_goes_away_ends_the_command_without_a_word():
     assert done.stderr == ""
 
 
-def test_ctrl_c_on_a_waiting_command_ends_it_with_130(tmp_path):
-    waiting = subprocess.Popen(
-        [sys.executable, "-m", "abyssal", "generate", "-"],
+def start(*arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "abyssal", *map(str, arguments)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    # It is surely reading standard input once the command's module is in its memory map; poll its
-    # state.
-    stat = Path(f"/proc/{waiting.pid}/wchan")
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and not (stat.exists() and "pipe" in stat.read_text()):
+
+
+def test_ctrl_c_on_a_waiting_command_ends_it_with_130():
+    waiting = start("generate", "-")
+    # The command is imported and reads its input when the system says that it waits in a pipe.
+    place = Path(f"/proc/{waiting.pid}/wchan")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and "pipe" not in place.read_text():
         time.sleep(0.05)
     waiting.send_signal(signal.SIGINT)
-    _, errors = waiting.communicate(timeout=30)
+    _, errors = waiting.communicate(timeout=60)
     assert waiting.returncode == 130
-    assert errors == "abyssal: stopped\n"
+    assert errors == b"abyssal: stopped\n"
+
+
+def test_ctrl_c_ends_an_answer_with_130_and_leaves_what_was_printed(base_model):
+    running = start("generate", "In", "-m", base_model, "-n", 2000, "--ignore-eos", "-t", 1)
+    beginning = running.stdout.read(10)
+    running.send_signal(signal.SIGINT)
+    rest, errors = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert len(beginning + rest) >= 10
+    assert errors.decode().splitlines()[-1] == "abyssal: stopped"
+    assert b"Traceback" not in errors

@@ -173,7 +173,9 @@ def test_every_token_counts_once_in_the_expert_load(run, base_model, tmp_path):
     file = tmp_path / "text.txt"
     file.write_text("And God said, Let there be light: and there was light. " * 6)
     whole = json.loads(run("evaluate", base_model, file, "--json").out)
-    cut = json.loads(run("evaluate", base_model, file, "--json", "--window", 40, "--stride", 10).out)
+    cut = json.loads(
+        run("evaluate", base_model, file, "--json", "--window", 40, "--stride", 10).out
+    )
     tokens = whole["files"][0]["tokens"] + 1  # the beginning token is routed, too
     for report in (whole, cut):
         assert [row["layer"] for row in report["expert_load"]] == [1, 2]

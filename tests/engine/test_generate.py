@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM
 
 from abyssal import SamplingParams
 from abyssal.testing.checkpoints import write_checkpoint
-from abyssal.testing.families import FAMILIES
 
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
 
@@ -25,7 +24,7 @@ def tokens(outputs) -> list[list[int]]:
     return [answer.token_ids for output in outputs for answer in output.outputs]
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", ["v2-lite", "v3"])
 def test_greedy_tokens_are_those_of_transformers(family, tmp_path, open_llm) -> None:
     write_checkpoint(tmp_path, family=family, torch_dtype="float32", seed=3)
     engine = open_llm(tmp_path)
@@ -214,7 +213,7 @@ def test_a_stop_token_ends_the_answer_and_is_named(llm) -> None:
 def test_a_stop_string_ends_the_answer_across_token_borders(llm) -> None:
     params = SamplingParams(seed=2, max_tokens=60, ignore_eos=True)
     text = llm.generate("And the", params)[0].outputs[0].text
-    for start in range(3, len(text) - 6, 5):
+    for start in range(3, len(text) - 6, max(1, len(text) // 6)):
         stop = text[start : start + 5]
         params = SamplingParams(seed=2, max_tokens=60, ignore_eos=True, stop=[stop, "\0\0"])
         outputs = list(llm.stream("And the", params))
@@ -275,7 +274,7 @@ def test_every_form_of_a_prompt_is_taken(llm, form) -> None:
     assert [each.outputs for each in llm.generate([prompt, prompt], params)] == [output.outputs] * 2
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=12)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=6)
 @given(
     st.lists(
         st.tuples(

@@ -11,7 +11,6 @@ from hugging_face import TOLERANCE, compare_models, peer_model
 
 from abyssal import reference
 from abyssal.errors import CheckpointError
-from abyssal.models import config as config_module
 from abyssal.models import load_model, loader
 from abyssal.nn import mla, router, yarn_mscale
 from abyssal.testing.checkpoints import make_tensors, pack_tensors, write_folder
@@ -97,14 +96,6 @@ def half_split(monkeypatch):
     monkeypatch.setattr(mla, "apply_rotary", rotate)
 
 
-def default_scoring(scoring):
-    def patch(monkeypatch):
-        family = replace(config_module.FAMILIES["deepseek_v3"], scoring=scoring)
-        monkeypatch.setitem(config_module.FAMILIES, "deepseek_v3", family)
-
-    return patch
-
-
 def bias_in_bf16(monkeypatch):
     take = loader._Filler.take
 
@@ -115,7 +106,6 @@ def bias_in_bf16(monkeypatch):
     monkeypatch.setattr(loader._Filler, "take", rounded)
 
 
-NO_SCALING = {"rope_scaling": None}
 NEW_SPELLING = {
     "rope_parameters": {"rope_type": "yarn", "rope_theta": 500.0, **FAMILIES["v3"]["rope_scaling"]}
 }
@@ -125,8 +115,6 @@ MSCALE_ALONE = {"rope_scaling": {**FAMILIES["v3"]["rope_scaling"], "mscale_all_d
 NO_MSCALE = {
     "rope_scaling": {**FAMILIES["v3"]["rope_scaling"], "mscale": None, "mscale_all_dim": None}
 }
-SHORT = {"rope_scaling": {**FAMILIES["kimi-k2"]["rope_scaling"], "factor": 8.0}}
-SHORT["rope_scaling"]["original_max_position_embeddings"] = 64
 
 
 def square(config):
@@ -175,7 +163,6 @@ TRAPS = [
         "beta_fast may equal beta_slow",
         "kimi-k2",
         yarn_with(beta_fast=32.0),
-        overrides=SHORT,
     ),
     Trap(
         "rope_scaling in the old spelling is read",
@@ -199,7 +186,7 @@ TRAPS = [
     Trap(
         "missing scoring keys follow from the model type",
         "v3",
-        patch=default_scoring("softmax"),
+        lambda config: {"scoring": "softmax"},
         without=("scoring_func", "topk_method"),
     ),
     Trap("weights are normalized", "v3", lambda config: {"normalize": False}),
@@ -252,11 +239,7 @@ def test_breaking_it_is_noticed(trap, tmp_path, monkeypatch, seed):
             return replace(right, **trap.wrong(right))
 
         monkeypatch.setattr(loader.ModelConfig, "from_folder", wrong)
-    try:
-        broken = error()
-    except CheckpointError:
-        return  # a configuration that contradicts the file is noticed before anything runs
-    assert broken > 2 * TOLERANCE
+    assert error() > 2 * TOLERANCE
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,8 @@ class TestGuarantees:
         weights, indices = module.route(logits, top_k=3, scoring="softmax", normalize=False)
         assert indices.tolist() == [[0, 2, 1]]
         assert weights.tolist() == [[0.5, 0.5, 0.0]]
+        weights, indices = module.route(logits, top_k=3, scoring="sqrtsoftplus", scale=2.0)
+        assert (weights.tolist(), indices.tolist()) == ([[1.0, 1.0, 0.0]], [[0, 2, 1]])
         empty = torch.full((1, 4), -inf)
         weights, _ = module.route(empty, top_k=2, scoring="softmax", normalize=False)
         assert weights.tolist() == [[0.25, 0.25]]

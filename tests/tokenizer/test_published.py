@@ -9,7 +9,15 @@ from . import corpora
 from .texts import assigned, texts
 
 ADDED = ("<\uff5cUser\uff5c>", "<\uff5cbegin\u2581of\u2581sentence\uff5c>", "<think>", "</think>")
-PARTIAL = ("<", "\uff5c", "<\uff5c", "<\uff5cUser", "\uff5c>", "\uff5cDSML\uff5c", "<\uff5c/table>\uff5c")
+PARTIAL = (
+    "<",
+    "\uff5c",
+    "<\uff5c",
+    "<\uff5cUser",
+    "\uff5c>",
+    "\uff5cDSML\uff5c",
+    "<\uff5c/table>\uff5c",
+)
 
 
 def peer_ids(peer, text):
@@ -17,7 +25,7 @@ def peer_ids(peer, text):
 
 
 def test_ids_equal_hugging_face_on_source_code(published, published_peer, full_profile):
-    sources = corpora.standard_library(20_000_000 if full_profile else 2_000_000)
+    sources = corpora.standard_library(20_000_000 if full_profile else 1_000_000)
     for text in sources:
         assert published.encode(text) == peer_ids(published_peer, text)
 
@@ -25,7 +33,7 @@ def test_ids_equal_hugging_face_on_source_code(published, published_peer, full_p
 def test_ids_equal_hugging_face_on_prose(published, published_peer, full_profile):
     for pages in corpora.prose().values():
         text = "".join(pages)
-        text = text if full_profile else text[:500_000]
+        text = text if full_profile else text[:150_000]
         ids = published.encode_to_numpy(text)
         assert ids.tolist() == peer_ids(published_peer, text)
         assert published.decode(ids) == text
@@ -35,12 +43,11 @@ def test_ids_equal_hugging_face_on_prose(published, published_peer, full_profile
 def test_ids_equal_hugging_face_for_every_assigned_code_point(
     published, published_peer, full_profile, frame
 ):
-    # Every code point in its own text is millions of calls; in long rows each still has the same
-    # neighbors, and a difference shows as a difference of the row. Alone, every 23rd in a fast run.
-    characters = assigned()
+    characters = assigned(thin=not full_profile)
     if frame == "{}":
-        rows = characters if full_profile else characters[::23]
+        rows = characters
     else:
+        # In rows, each with the same neighbors: far fewer calls.
         rows = [
             "".join(frame.replace("{}", character) for character in characters[start : start + 64])
             for start in range(0, len(characters), 64)

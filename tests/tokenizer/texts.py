@@ -17,7 +17,19 @@ EDGES = (
     "\u3040\u3041\u3097\u309f\u30a0\u30ff\u3100\u4dff\u4e00\u9fa5\u9fa6\u07ff\u0800\u3400"
     "\x00\x08\x0e\u00ad\u0378\ue000\ufffe\ufffd\U0010ffff"
 )
-WORDS = ("abc", "Hello", " the", "\r\n", "  ", "1234567", "'ll", "...", "\u6df1\u5ea6", " = ", "()\n")
+WORDS = (
+    "abc",
+    "Hello",
+    " the",
+    "\r\n",
+    "  ",
+    "1234567",
+    "'ll",
+    "...",
+    "\u6df1\u5ea6",
+    " = ",
+    "()\n",
+)
 
 
 def texts(*more: str) -> st.SearchStrategy[str]:
@@ -28,11 +40,25 @@ def texts(*more: str) -> st.SearchStrategy[str]:
     return st.lists(st.one_of(pieces), max_size=60).map("".join)
 
 
-def code_points() -> list[str]:
-    """Every code point that can stand in a text."""
-    return [chr(p) for p in range(sys.maxunicode + 1) if not 0xD800 <= p < 0xE000]
+# Blocks of many thousand letters that no pattern tells apart.
+UNIFORM = (
+    (0x3400, 0x4DC0),
+    (0x4E00, 0x9FA0),
+    (0xAC00, 0xD7A4),
+    (0x17000, 0x18D00),
+    (0x20000, 0x33480),
+)
 
 
-def assigned() -> list[str]:
-    """Every code point that this interpreter's Unicode version assigns, private use left out."""
-    return [c for c in code_points() if unicodedata.category(c) not in ("Cn", "Co")]
+def assigned(*, thin: bool = False) -> list[str]:
+    """Every code point that this interpreter's Unicode version assigns, private use left out.
+
+    With ``thin`` only each 61st of those inside the large uniform blocks.
+    """
+
+    def kept(point: int) -> bool:
+        inside = any(first < point < last - 1 for first, last in UNIFORM)
+        return not (thin and inside and point % 61)
+
+    points = (p for p in range(sys.maxunicode + 1) if kept(p))
+    return [c for c in map(chr, points) if unicodedata.category(c) not in ("Cn", "Co", "Cs")]

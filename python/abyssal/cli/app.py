@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 # Command -> (module, the line on the help page, which is the first line of the command's own help).
 COMMANDS: dict[str, tuple[str, str]] = {
-    "demo": ("abyssal.cli.demo", "Show what this is, with the bundled model, in about a minute."),
+    "demo": ("abyssal.cli.demo", "Show what this is, with the bundled model."),
     "generate": ("abyssal.cli.generate", "Continue a text."),
     "chat": ("abyssal.cli.chat", "Talk with a model that has a chat format."),
     "inspect": ("abyssal.cli.inspect", "Describe a checkpoint without loading it."),

@@ -44,10 +44,9 @@ class Published:
         """Bytes of the weights in bf16."""
         return 2 * self.sizes.parameters
 
-    @property
-    def needed_bytes(self) -> int:
-        """Memory that running the published files takes."""
-        weights = self.fp8_bytes if self.fp8 else self.bf16_bytes
+    def needed_bytes(self, *, fp8: bool) -> int:
+        """Memory that running it takes with its weights in FP8 or in bf16."""
+        weights = self.fp8_bytes if fp8 else self.bf16_bytes
         return weights + CACHED_TOKENS * self.sizes.latent_bytes(2) + PROCESS_BYTES
 
 

@@ -91,11 +91,12 @@ def _read_line() -> str:
 
 def _answer(llm: LLM, messages: list[Message], params: SamplingParams) -> str:
     """Stream one answer to standard output, and its speed to standard error."""
-    from abyssal.cli.console import Speed, notes, steps
+    from abyssal.cli.console import Speed, notes, printable, steps
 
+    show = printable if sys.stdout.isatty() else str
     speed, text = Speed(), ""
     for answer in steps(llm.stream(llm.chat_prompt(messages), params), speed):
-        sys.stdout.write(answer.text[len(text) :])
+        sys.stdout.write(show(answer.text[len(text) :]))
         sys.stdout.flush()
         text = answer.text
     sys.stdout.write("\n")

@@ -6,6 +6,7 @@ stream is not a terminal, everything is plain lines without escape codes.
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +20,8 @@ from abyssal.errors import RequestError
 if TYPE_CHECKING:
     from abyssal import CompletionOutput, RequestOutput
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
 #: What a loader calls with the stage's name, the bytes done and the bytes in all.
 Progress = Callable[[str, int, int], None]
 
@@ -31,6 +34,11 @@ def notes() -> Console:
 def results() -> Console:
     """Return a console on standard output."""
     return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def printable(text: str) -> str:
+    """Replace control characters but line ends and tabs: a text must not steer a terminal."""
+    return _CONTROL.sub("\ufffd", text)
 
 
 def table(console: Console, rows: Sequence[tuple[str, str]]) -> None:

@@ -18,8 +18,10 @@ from abyssal.models.hub import human_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
     from abyssal import LLM, SamplingParams
+    from abyssal.cli.catalog import Published
     from abyssal.cli.console import Speed
 
 OPENING = "And the engineer said unto the machine,"
@@ -39,7 +41,7 @@ def demo(
     ] = 160,
     threads: ThreadsOption = None,
 ) -> None:
-    """Show what this is, with the bundled model, in about a minute.
+    """Show what this is, with the bundled model.
 
     Generates a text with a fixed seed, measures the model while doing so, takes a line of yours at
     a terminal, and says what to type for a real DeepSeek checkpoint.
@@ -154,7 +156,11 @@ def figures(
         run = measure.longest_shared_run(text, training)
         total = len(measure.words(text))
         rows.append(
-            ("learned by heart", f'{len(run)} of {total} words in a row: "{" ".join(run)}"')
+            (
+                "copied",
+                f"at most {len(run)} of its {total} words in a row stand in the training text: "
+                f'"{" ".join(run)}"',
+            )
         )
     return rows
 
@@ -182,35 +188,43 @@ def _next_steps(console: Console) -> None:
 
     from abyssal.cli.catalog import CATALOG
     from abyssal.cli.machine import memory_bytes
-    from abyssal.cli.size import human_count
 
     memory = memory_bytes()
-    has = (
-        f"this machine has {human_bytes(memory)}"
-        if memory
-        else "this machine does not say how much it has"
-    )
+    has = human_bytes(memory) if memory else "an unknown amount"
     console.print(
-        f"Real checkpoints, and the memory that each needs ({has}):", style="bold", soft_wrap=True
+        Text(f"Real checkpoints, and the memory that each needs (this machine has {has}):", "bold"),
+        soft_wrap=True,
     )
     for model in CATALOG:
-        fits = memory is not None and model.needed_bytes <= memory
-        line = Text(f"  {model.name:<38} {human_count(model.sizes.parameters):>13}  ")
-        line.append(
-            f"{human_bytes(model.needed_bytes):>8} as published in "
-            f"{'FP8' if model.fp8 else 'bf16'}  "
-        )
-        line.append("fits" if fits else "too large", style="green" if fits else "dim")
-        if not model.text:
-            line.append("  (token ids only)", style="dim")
-        console.print(line, soft_wrap=True)
+        console.print(_fit_line(model, memory), soft_wrap=True)
+    wordless = ", ".join(model.name.split("/")[1] for model in CATALOG if not model.text)
+    console.print(Text(f"  Token ids only, no text yet: {wordless}.", "dim"), soft_wrap=True)
     example = CATALOG[0].name
     for command in (
         f"abyssal chat --model {example}",
         f'abyssal generate --model {example} "The sea is"',
-        "abyssal inspect PATH-OR-NAME",
+        "abyssal inspect FOLDER",
     ):
         console.print(Text(f"  {command}", style="cyan"), soft_wrap=True)
+
+
+def _fit_line(model: Published, memory: int | None) -> Text:
+    """Say how much memory a model needs in FP8 and in bf16, and whether that is there."""
+    from rich.text import Text
+
+    from abyssal.cli.size import human_count
+
+    line = Text(f"  {model.name:<36} {human_count(model.sizes.parameters):>13}")
+    for kind, fp8 in (("FP8", True), ("bf16", False)):
+        needed = f"{human_bytes(model.needed_bytes(fp8=fp8)):>8} in {kind}"
+        line.append(f" {needed}", style="none" if fp8 == model.fp8 else "dim")
+    if memory is not None and model.needed_bytes(fp8=model.fp8) <= memory:
+        line.append("  fits", style="green")
+    elif memory is not None and model.needed_bytes(fp8=True) <= memory:
+        line.append("  fits in FP8", style="yellow")
+    else:
+        line.append("  too large", style="dim")
+    return line
 
 
 def _console(record: Path | None) -> Console:

@@ -56,7 +56,7 @@ def generate(
     Standard output gets the continuation as it comes (at a terminal, after the prompt); standard
     error gets the progress of loading and, at the end, the tokens per second of prompt and answer.
     """
-    from abyssal.cli.console import Speed, notes, steps
+    from abyssal.cli.console import Speed, notes, printable, steps
 
     if prompt is not None and token_ids is not None:
         raise typer.BadParameter("a prompt and --token-ids exclude each other")
@@ -74,11 +74,11 @@ def generate(
     llm = open_model(model, dtype, threads)
     if isinstance(request, str) and sys.stdout.isatty():
         sys.stdout.write(f"\x1b[2m{request}\x1b[0m")
-    speed = Speed()
-    shown = 0
+    show = printable if sys.stdout.isatty() else str
+    speed, shown = Speed(), 0
     for answer in steps(llm.stream(request, params), speed):
         if isinstance(request, str):
-            sys.stdout.write(answer.text[shown:])
+            sys.stdout.write(show(answer.text[shown:]))
             shown = len(answer.text)
         else:
             sys.stdout.write("".join(f"{token} " for token in answer.token_ids[shown:]))

@@ -6,7 +6,7 @@ import colorsys
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from abyssal.cli.console import Speed, steps
+from abyssal.cli.console import Speed, printable, steps
 from abyssal.cli.experts import expert_layers, watch_routers
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class ShadedText:
         from rich.text import Text
 
         width = self.console.width
-        for number, line in enumerate(text.split("\n")):
+        for number, line in enumerate(printable(text).expandtabs(4).split("\n")):
             if number:
                 self._newline()
             piece = line

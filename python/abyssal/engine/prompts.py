@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any, cast
 
 from abyssal.engine.text import Texts
@@ -22,7 +23,7 @@ def several(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
         return [cast(Prompt, prompts)]
     if not isinstance(prompts, Sequence):
         raise RequestError(f"prompts must be a prompt or a list, got {type(prompts).__name__}")
-    if prompts and hasattr(prompts[0], "__index__"):
+    if prompts and isinstance(prompts[0], Integral):
         return [cast(Prompt, prompts)]
     return cast("list[Prompt]", list(prompts))
 

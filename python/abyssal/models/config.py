@@ -94,7 +94,7 @@ class ModelConfig(ModelShape):
         """
         fields = Fields(values, source)
         model_type = values.get("model_type")
-        if model_type not in FAMILIES:
+        if not isinstance(model_type, str) or model_type not in FAMILIES:
             raise fields.fail(
                 f"'model_type' {model_type!r} is not supported; supported are {', '.join(FAMILIES)}"
             )
@@ -231,7 +231,8 @@ def _rope(
     for key in ("rope_theta", "factor", "rope_type"):
         if new and old and new.has(key) and old.has(key) and new.values[key] != old.values[key]:
             raise fields.fail(f"'rope_parameters' and 'rope_scaling' disagree about {key!r}")
-    section = new or old or Fields({}, fields.source)
+    section = new if new and (new.has("rope_type") or not old) else old
+    section = section or Fields({}, fields.source)
     if new and new.has("rope_theta"):
         theta = new.number("rope_theta", above=1.0)
         if fields.has("rope_theta") and fields.number("rope_theta", above=1.0) != theta:

@@ -74,6 +74,9 @@ def expert_weights(
     """
     weights = scores.gather(1, indices)
     if normalize:
+        # Infinite scores share the weight: the limit, where their quotients would be NaN.
+        infinite = weights.isinf()
+        weights = torch.where(infinite.any(dim=1, keepdim=True), infinite.float(), weights)
         total = weights[:, 0:1]
         for column in range(1, weights.shape[1]):  # best first: the order is part of the result
             total = total + weights[:, column : column + 1]
@@ -138,8 +141,8 @@ def route(
     Guarantees: ties go to the lower index, ``-0`` ties with ``+0``. Weights come from the scores
     without bias. A NaN logit counts as ``-inf`` in the scores, and it, like a NaN key, is never
     selected; experts outside the kept groups neither. A row with fewer than ``top_k`` selectable
-    experts gets NaN weights, in-range indices without meaning, and adds nothing to ``load``. All
-    groups kept is an exact no-op. A row does not depend on its neighbors; zero tokens give empty
+    experts gets NaN weights, in-range indices without meaning, and adds nothing to ``load``. Infinite
+    logits take their limits: the largest share the weight. All groups kept is an exact no-op. A row does not depend on its neighbors; zero tokens give empty
     results. Weights are differentiable with respect to ``logits``; ``correction_bias`` gets no
     gradient. Indices at or above the number of real experts (zero experts) need no special care
     here.

@@ -119,7 +119,10 @@ def _sigmoid(logits: Tensor) -> Tensor:
 
 
 def _sqrtsoftplus(logits: Tensor) -> Tensor:
-    return (logits.clamp(min=0.0) + log1p_unit(exp_nonpositive(-logits.abs()))).sqrt()
+    softplus = logits.clamp(min=0.0) + log1p_unit(exp_nonpositive(-logits.abs()))
+    # PyTorch's float32 root may be off by one unit. No float32 has a root close enough to a
+    # midpoint for that to matter in float64.
+    return softplus.to(torch.float64).sqrt().to(torch.float32)
 
 
 _FORWARD = {"softmax": _softmax, "sigmoid": _sigmoid, "sqrtsoftplus": _sqrtsoftplus}

@@ -82,8 +82,10 @@ class Settings:
         warmup: Steps until the peak; from there the rates fall in a line to zero.
         weight_decay: Share of a matrix that a step at rate 1 would remove.
         momentum: Of Muon.
-        dropout: Of what each layer part adds to the residual stream.
-        embedding_dropout: Of the embedded tokens.
+        dropout: Of what each layer part adds to the residual stream, from the middle of the run;
+            until then it rises in a line from zero, because the first passes over a text are not
+            the ones that learn it by heart.
+        embedding_dropout: Of the embedded tokens; rises like ``dropout``.
         balance_rate: Step of the routers' correction bias; falls with the learning rate.
         balance_loss: Weight of the sequence-wise balance loss.
         prediction_share: Share of the sequences that also train the prediction layer.
@@ -157,6 +159,10 @@ class Settings:
     def rate(self, step: int) -> float:
         """Share of the peak learning rates in step ``step``, counted from 0."""
         return min(1.0, (step + 1) / self.warmup) * (1 - step / self.steps)
+
+    def dropped(self, step: int) -> float:
+        """Share of the full dropout in step ``step``, counted from 0."""
+        return min(1.0, 2 * step / self.steps)
 
     def to_json(self) -> str:
         """Return the settings as JSON."""

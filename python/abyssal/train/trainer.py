@@ -154,16 +154,17 @@ class Trainer:
         seed = (settings.seed * 1_000_003 + step) * 1024 + index
         run = model.begin(
             length,
-            dropout=settings.dropout,
+            dropout=settings.dropout * settings.dropped(step),
             generator=torch.Generator().manual_seed(seed),
             balance=settings.balance_loss > 0,
         )
         scale = 1 / settings.batch_tokens
-        hidden = model.hidden(tokens[:, :-2], run, embedding_dropout=settings.embedding_dropout)
+        dropped = settings.embedding_dropout * settings.dropped(step)
+        hidden = model.hidden(tokens[:, :-2], run, embedding_dropout=dropped)
         total = fused.cross_entropy(
             hidden.flatten(0, 1), model.head_weight, tokens[:, 1:-1].flatten(), scale
         )
-        work.loss += float(total)
+        work.loss += float(total.detach())
         count = math.ceil(settings.prediction_share * sequences)
         if model.prediction is not None and count:
             before, after = settings.prediction_weight
@@ -176,7 +177,7 @@ class Trainer:
                 tokens[:count, 2:].flatten(),
                 scale * sequences / count,
             )
-            work.prediction_loss += float(loss)
+            work.prediction_loss += float(loss.detach())
             total = total + weight * loss
         if run.balance_losses:
             share = settings.balance_loss / settings.num_microbatches

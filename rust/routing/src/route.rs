@@ -111,6 +111,12 @@ impl Weighting {
     /// Turns a row of scores into weights, in place.
     fn apply(self, weights: &mut [f32]) {
         if self.normalize {
+            // Infinite scores share the weight: the limit, where their quotients would be NaN.
+            if weights.contains(&f32::INFINITY) {
+                for weight in weights.iter_mut() {
+                    *weight = f32::from(*weight == f32::INFINITY);
+                }
+            }
             let total = weights[1..]
                 .iter()
                 .fold(weights[0], |total, &weight| total + weight)
