@@ -69,10 +69,10 @@ format: ## Format Rust and Python
 .PHONY: bench bench-check
 bench: build ## Time the operations in Rust (criterion) and Python (pytest-benchmark)
 	cargo bench -p abyssal-benches --locked
-	$(BIN)/pytest benches -o addopts= --benchmark-only
+	$(BIN)/pytest benches -o addopts=--import-mode=importlib --benchmark-only
 bench-check: build ## Run every bench once, as a test of its result
 	cargo bench -p abyssal-benches --locked --quiet -- --test
-	$(BIN)/pytest benches -o addopts= --benchmark-disable --quiet
+	$(BIN)/pytest benches -o addopts=--import-mode=importlib --benchmark-disable --quiet
 
 .PHONY: docs
 docs: build ## Make the README's picture again from the demo

@@ -1,6 +1,10 @@
 import lzma
+import os
+import pty
 import re
 import shutil
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -33,8 +37,35 @@ def test_it_says_what_it_is_writes_measures_and_tells_what_to_type(run, shown_mo
     for name in ("parameters", "weights", "cache", "speed", "processor", "exactness", "copied"):
         assert re.search(f"^{name}: ", done.out, re.MULTILINE), name
     assert all(model.name in done.out for model in CATALOG)
-    assert f"abyssal chat --model {CATALOG[0].name}" in done.out
+    assert "abyssal chat --model deepseek-ai/" in done.out
     assert "\x1b" not in done.out
+
+
+def test_at_a_terminal_it_shades_and_continues_the_users_own_line(base_model):
+    ours, theirs = pty.openpty()
+    environment = {"TERM": "xterm-256color", "COLORTERM": "truecolor", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "abyssal", "demo", "-m", str(base_model), "-n", "8"]
+    running = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, **environment}
+    )
+    os.close(theirs)
+    screen, typed = b"", 0
+    while True:
+        try:
+            screen += os.read(ours, 4096)
+        except OSError:  # the other end is closed
+            break
+        if screen.count(b"> ") > typed:
+            os.write(ours, (b"My own line", b"")[typed] + b"\n")
+            typed += 1
+    os.close(ours)
+    assert running.wait(timeout=60) == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.decode(errors="replace"))
+    assert re.search(r"\x1b\[[0-9;]*48;2;\d+;\d+;\d+m", screen.decode(errors="replace"))
+    assert "shaded by the expert that weighed most in layer 2" in text
+    assert text.count("My own line") == 2  # echoed by the terminal, and continued
+    assert text.count("tokens/s; answer 8 tokens") == 1
+    assert text.index("Your own line") < text.index("Real checkpoints")
 
 
 def test_the_same_seed_writes_the_same_text(run, shown_model):

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints with a tokenizer of their own, and an engine that is checked after use."""
+"""Tiny random checkpoints with a tokenizer of their own, and engines that are checked after use."""
 
 from __future__ import annotations
 

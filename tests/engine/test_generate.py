@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -84,7 +85,7 @@ def test_stream_yields_every_token_and_ends_as_generate(llm) -> None:
     assert outputs[-1].outputs == whole.outputs
     assert [output.finished for output in outputs] == [False] * 29 + [True]
     texts = [output.outputs[0].text for output in outputs]
-    assert all(later.startswith(text) for text, later in zip(texts, texts[1:], strict=False))
+    assert all(later.startswith(text) for text, later in itertools.pairwise(texts))
     assert whole.prompt == "In the beginning"
     begin = llm.tokenizer.bos_token_id
     assert whole.prompt_token_ids == [begin, *llm.tokenizer.encode("In the beginning")]
@@ -277,9 +278,7 @@ def test_every_form_of_a_prompt_is_taken(llm, form) -> None:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=6)
 @given(
     st.lists(
-        st.tuples(
-            st.integers(1, 60), st.integers(1, 12), st.integers(1, 3), st.floats(0, 2)
-        ),
+        st.tuples(st.integers(1, 60), st.integers(1, 12), st.integers(1, 3), st.floats(0, 2)),
         min_size=1,
         max_size=8,
     ),

@@ -2,6 +2,8 @@ import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from hub_server import COMMIT, HubServer
 
 from abyssal.errors import CheckpointError
 from abyssal.models import hub
+from abyssal.testing.checkpoints import write_checkpoint
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -109,6 +112,27 @@ def test_size_and_free_disk_are_told_before_the_first_file(cache, server):
     assert [line.split(": ")[0] for line, _ in lines[1:]] == [
         f"fetching {n} of 5" for n in range(1, 6)
     ]
+
+
+def test_the_command_line_runs_a_model_by_its_name(cache, server, tmp_path):
+    folder = tmp_path / "tiny"
+    write_checkpoint(folder, num_shards=2)
+    server.repositories["owner/tiny"] = {file.name: file.read_bytes() for file in folder.iterdir()}
+    command = [sys.executable, "-m", "abyssal", "generate", "--token-ids", "1,2", "-n", "3"]
+    done = [
+        subprocess.run(
+            [*command, "-t", "0", "--model", path],
+            env={**os.environ, "HF_ENDPOINT": server.url, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        for path in ("owner/tiny", str(folder))
+    ]
+    assert [each.returncode for each in done] == [0, 0], done
+    assert done[0].stdout == done[1].stdout
+    assert "owner/tiny: 4 of 4 files to fetch" in done[0].stderr
+    assert "fetching 4 of 4: model-00002-of-00002.safetensors" in done[0].stderr
 
 
 def test_settings_are_fetched_before_weights(cache, server):

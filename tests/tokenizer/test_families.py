@@ -1,4 +1,4 @@
-"""Every family's pre-tokenizer, on vocabularies trained here: equal to Hugging Face and reference."""
+"""Every family, on vocabularies trained here: ids equal to Hugging Face's and the reference's."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""The published tokenizer: ids equal to Hugging Face's on the same file, for real and random text."""
+"""The published tokenizer: ids equal to Hugging Face's, for real and for random text."""
 
 import numpy as np
 import pytest

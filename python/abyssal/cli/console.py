@@ -48,7 +48,7 @@ def table(console: Console, rows: Sequence[tuple[str, str]]) -> None:
     width = max((len(name) for name, _ in rows), default=0)
     for name, value in rows:
         if console.is_terminal or console.record:
-            console.print(Text(f"  {name:<{width}}  ", style="bold") + Text(value, style="none"))
+            console.print(Text.assemble((f"  {name:<{width}}  ", "bold"), value))
         else:
             console.print(Text(f"{name}: {value}"), soft_wrap=True)
 

@@ -115,13 +115,14 @@ def evaluate(
         sum(each.num_tokens for each in scores),
         math.fsum(each.bits for each in scores),
     )
+    loads = load.figures()
     report = {
         "path": path,
         "window": window,
         "stride": stride,
         "files": [each.figures() for each in scores],
         "total": {**total.figures(), "file": None},
-        "expert_load": load.figures(),
+        "expert_load": loads,
     }
     if as_json:
         print(json.dumps(report, indent=2))
@@ -142,7 +143,7 @@ def evaluate(
             f"layer {row['layer']}",
             f"busiest expert {row['busiest']}: {row['max_over_mean']:.2f} times the mean load",
         )
-        for row in report["expert_load"]
+        for row in loads
     ]
     table(results(), rows)
 

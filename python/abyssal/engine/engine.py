@@ -225,7 +225,8 @@ class LLM:
         Raises:
             RequestError: as ``generate``; no chat template; messages that it refuses.
         """
-        several_talks = bool(messages) and isinstance(messages[0], list | tuple)
+        listed = isinstance(messages, list | tuple) and bool(messages)
+        several_talks = listed and isinstance(messages[0], list | tuple)
         talks: Any = messages if several_talks else [messages]
         options = dict(chat_template_kwargs or {})
         prompts: list[Prompt] = [

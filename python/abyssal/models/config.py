@@ -231,8 +231,7 @@ def _rope(
     for key in ("rope_theta", "factor", "rope_type"):
         if new and old and new.has(key) and old.has(key) and new.values[key] != old.values[key]:
             raise fields.fail(f"'rope_parameters' and 'rope_scaling' disagree about {key!r}")
-    section = new if new and (new.has("rope_type") or not old) else old
-    section = section or Fields({}, fields.source)
+    section = (new if new and (new.has("rope_type") or not old) else old) or Fields({}, "")
     if new and new.has("rope_theta"):
         theta = new.number("rope_theta", above=1.0)
         if fields.has("rope_theta") and fields.number("rope_theta", above=1.0) != theta:

@@ -95,7 +95,7 @@ class Linear(nn.Module):
             y = ops.mxfp4_linear(x, self.weight, self.scales)
         else:
             y = ops.fp8_linear(x, self.weight, self.scales)
-        return y if self.bias is None else y + self.bias
+        return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def extra_repr(self) -> str:
         """Sizes and storage type for ``repr``."""

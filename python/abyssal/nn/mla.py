@@ -109,10 +109,12 @@ class MLA(nn.Module):
         query_nope, query_rope, latent, key_rope = self._project(x, cos, sin)
         cache[batch.slots] = torch.cat((latent, key_rope), dim=-1).to(cache.dtype)
         # A packed weight is expanded for the length of this call; no second copy stays.
-        up = self.kv_up.dequantized(torch.float32).unflatten(0, (self.num_heads, -1))
+        up = self.kv_up.dequantized(torch.float32)
+        up = up.view(self.num_heads, -1, self.kv_lora_rank)
         pages = cache.view(-1, batch.page_size, cache.shape[-1])
         parts = [self._attend(span, query_nope, query_rope, pages, up) for span in batch.spans]
-        return self.output(torch.cat(parts).flatten(1).to(x.dtype))
+        output: torch.Tensor = self.output(torch.cat(parts).flatten(1).to(x.dtype))
+        return output
 
     def _attend(
         self,
@@ -131,9 +133,9 @@ class MLA(nn.Module):
         while done < span.length:
             position = span.position + done
             expanded = done < span.expanded_tokens
-            # Expanded queries go one segment at a time: the scores of one fit any machine.
-            left = (SEGMENT - position % SEGMENT) if expanded else span.length - done
-            count = min(left, (span.expanded_tokens if expanded else span.length) - done)
+            # Queries go one segment at a time, counted from position 0, and so no segment mixes
+            # the two forms: the scores of one segment fit any machine.
+            count = min(SEGMENT - position % SEGMENT, span.length - done)
             here = slice(span.start + done, span.start + done + count)
             form = mla_expanded if expanded else mla_absorbed
             visible = rows[: position + count]
@@ -170,4 +172,5 @@ class MLA(nn.Module):
             is_causal=True,
             scale=self.scale,
         )
-        return self.output(attended.transpose(1, 2).flatten(2))
+        output: torch.Tensor = self.output(attended.transpose(1, 2).flatten(2))
+        return output

@@ -30,7 +30,8 @@ class MLP(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``x [tokens, hidden_size]`` to the same shape and type."""
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        output: torch.Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
+        return output
 
 
 class MoE(nn.Module):

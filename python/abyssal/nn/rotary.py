@@ -67,7 +67,8 @@ def inverse_frequencies(dim: int, theta: float, yarn: YarnScaling | None = None)
     if low == high:
         high += 0.001  # a ramp of no width would divide by zero (beta_fast == beta_slow)
     ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
-    return (1.0 / (yarn.factor * base)) * ramp + kept * (1 - ramp)
+    share = 1 - ramp  # written as the published models do, to round as they do
+    return (1.0 / (yarn.factor * base)) * (1 - share) + kept * share
 
 
 def apply_rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -116,14 +116,13 @@ def attention(layer: "_Scope", shape: Any, x: Tensor, cos: Tensor, sin: Tensor) 
         latent = rms_norm(layer.linear("q_down", x), layer["q_norm.weight"], shape.latent_eps)
         query = layer.linear("q_up", latent)
     query = query.view(tokens, heads, shape.nope_dim + shape.rope_dim)
-    query_nope, query_rope = query.split([shape.nope_dim, shape.rope_dim], dim=-1)
+    query_nope, query_rope = query[..., : shape.nope_dim], query[..., shape.nope_dim :]
 
-    content, key_rope = layer.linear("kv_down", x).split(
-        [shape.kv_lora_rank, shape.rope_dim], dim=-1
-    )
+    down = layer.linear("kv_down", x)
+    content, key_rope = down[:, : shape.kv_lora_rank], down[:, shape.kv_lora_rank :]
     content = rms_norm(content, layer["kv_norm.weight"], shape.latent_eps)
     expanded = layer.linear("kv_up", content).view(tokens, heads, shape.nope_dim + shape.v_dim)
-    key_nope, value = expanded.split([shape.nope_dim, shape.v_dim], dim=-1)
+    key_nope, value = expanded[..., : shape.nope_dim], expanded[..., shape.nope_dim :]
 
     scores = torch.einsum("qhd,khd->hqk", query_nope, key_nope)
     scores = scores + torch.einsum(

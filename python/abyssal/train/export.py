@@ -135,6 +135,9 @@ def write_model(model: TrainingModel, folder: Path, *, packing: str = "fp8") -> 
             raise ValueError(f"{name} holds values that are not finite: nothing was written")
     folder.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = dict(model.config)
+    if not config["n_routed_experts"]:
+        # A number of chosen experts without experts reads like a damaged configuration.
+        del config["num_experts_per_tok"]
     if packing == "fp8":
         config["quantization_config"] = QUANTIZATION
     else:

@@ -19,7 +19,7 @@ from pathlib import Path
 COMMAND = ("bible", "-f", "Gen1:1-Rev22:21")
 INSTALL = "the text comes from Debian's bible-kjv: sudo apt-get install bible-kjv"
 NUM_CHAPTERS, NUM_VERSES = 1189, 31102
-#: Of the chapters joined by a blank line, so that a run that is to be repeated starts from the same.
+#: Of the chapters joined by a blank line: a run that is to be repeated starts from this text.
 SHA256 = "a0d90dc55b2503994f7725578fbeeeeac35e399dd9cb4963f9c31796cd247183"
 _VERSE = re.compile(r"([1-3]?[A-Za-z]+)(\d+):(\d+) (.*)")
 

@@ -85,13 +85,12 @@ class Attention(nn.Module):
         if self.q_a is not None and self.q_norm is not None:
             latent_query = fused.rms_norm(F.linear(x, self.q_a), self.q_norm)
         query = F.linear(latent_query, self.q).view(count, length, self.heads, -1)
-        query_nope, query_rope = query.split([self.nope, self.rope], -1)
+        query_nope, query_rope = split(query, self.nope, self.rope)
         query = torch.cat((query_nope, rotate(query_rope, run)), -1)
-        latent, key_rope = F.linear(x, self.kv_a).split([self.latent, self.rope], -1)
+        latent, key_rope = split(F.linear(x, self.kv_a), self.latent, self.rope)
         key_value = F.linear(fused.rms_norm(latent.contiguous(), self.kv_norm), self.kv_b)
-        key_nope, value = key_value.view(count, length, self.heads, -1).split(
-            [self.nope, self.value], -1
-        )
+        key_value = key_value.view(count, length, self.heads, -1)
+        key_nope, value = split(key_value, self.nope, self.value)
         shared = rotate(key_rope.unsqueeze(2), run).expand(-1, -1, self.heads, -1)
         key = torch.cat((key_nope, shared), -1)
         out = F.scaled_dot_product_attention(
@@ -102,6 +101,12 @@ class Attention(nn.Module):
             scale=(self.nope + self.rope) ** -0.5,
         )
         return F.linear(out.transpose(1, 2).reshape(count, length, -1), self.o)
+
+
+def split(x: torch.Tensor, *sizes: int) -> tuple[torch.Tensor, ...]:
+    """Split the last dimension of ``x`` into views of these sizes."""
+    views: tuple[torch.Tensor, ...] = torch.split(x, list(sizes), dim=-1)
+    return views
 
 
 def rotate(x: torch.Tensor, run: Pass) -> torch.Tensor:
@@ -152,7 +157,8 @@ class Sparse(nn.Module):
             kept = torch.zeros_like(group_scores, dtype=torch.bool)
             kept.scatter_(1, group_scores.topk(self.top_groups, -1)[1], True)
             biased = grouped.masked_fill(~kept[..., None], -math.inf).view(-1, self.experts)
-        return biased.topk(self.top_k, -1)[1]
+        chosen: torch.Tensor = biased.topk(self.top_k, -1)[1]
+        return chosen
 
     def forward(self, x: torch.Tensor, run: Pass) -> torch.Tensor:
         """Map ``x [sequences, tokens, hidden]``; adds this layer's load to ``run``."""
@@ -166,7 +172,8 @@ class Sparse(nn.Module):
         if self.normalize:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
         routed = fused.experts(flat, weights * self.scale, chosen, self.gate_up, self.down)
-        return (routed + self.shared(flat, run)).view_as(x)
+        output: torch.Tensor = (routed + self.shared(flat, run)).view_as(x)
+        return output
 
     def balance_loss(
         self, scores: torch.Tensor, chosen: torch.Tensor, sequences: int
@@ -182,7 +189,8 @@ class Sparse(nn.Module):
             1, chosen.view(sequences, -1), torch.ones(sequences, chosen.numel() // sequences)
         )
         frequency = counts * (self.experts * sequences / chosen.numel())
-        return (frequency * share.mean(1)).sum(-1).mean()
+        loss: torch.Tensor = (frequency * share.mean(1)).sum(-1).mean()
+        return loss
 
 
 class Layer(nn.Module):
@@ -205,7 +213,8 @@ class Layer(nn.Module):
         added = self.attention(fused.rms_norm(x, self.input_norm, self.eps), run)
         x = x + run.drop(added, run.dropout)
         added = self.feed_forward(fused.rms_norm(x, self.post_norm, self.eps), run)
-        return x + run.drop(added, run.dropout)
+        output: torch.Tensor = x + run.drop(added, run.dropout)
+        return output
 
 
 class Prediction(nn.Module):

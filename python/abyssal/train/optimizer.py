@@ -2,9 +2,8 @@
 
     Muon:  m = momentum m + g;  u = g + momentum m;  W -= rate (0.2 sqrt(max(rows, columns)) O(u))
 
-``O`` replaces the singular values of a matrix by about 1, with five Newton-Schulz steps. In runs of
-a few thousand small steps it needs about half the tokens that Adam needs. Experts are orthogonalized
-each on its own, as are the gate and the up projection that share a tensor.
+``O`` replaces the singular values of a matrix by about 1, with five Newton-Schulz steps. Experts
+are orthogonalized each on its own, as are the gate and the up projection that share a tensor.
 
 Source: Muon (Jordan et al. 2024), the scale of its step from Moonlight (arXiv 2502.16982).
 """
@@ -37,7 +36,8 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
         square = x @ x.mT
         mixed = torch.baddbmm(square, square, square, beta=third, alpha=fifth)
         x = torch.baddbmm(x, mixed, x, beta=first)
-    return x.mT if tall else x
+    result: torch.Tensor = x.mT if tall else x
+    return result
 
 
 class Optimizer:
@@ -80,7 +80,8 @@ class Optimizer:
             if name.endswith("gate_up"):
                 rows //= 2
             update = gradient.add(average, alpha=momentum).view(-1, rows, columns)
-            step = torch.cat([orthogonalize(part) for part in update.split(STACK)])
+            parts = [update[begin : begin + STACK] for begin in range(0, len(update), STACK)]
+            step = torch.cat([orthogonalize(part) for part in parts])
             value.mul_(1 - rate * self.settings.weight_decay)
             size = 0.2 * float(max(rows, columns)) ** 0.5
             value.add_(step.view_as(value), alpha=-rate * size)

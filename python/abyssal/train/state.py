@@ -121,9 +121,9 @@ def load_state(trainer: Trainer, folder: Path) -> History:
     values = read_state(folder)
     saved = Settings.from_dict(values["settings"])
     if saved != trainer.settings:
-        changed = [key for key in saved.__dict__ if getattr(saved, key) != getattr(
-            trainer.settings, key
-        )]
+        changed = [
+            key for key in saved.__dict__ if getattr(saved, key) != getattr(trainer.settings, key)
+        ]
         raise CheckpointError(
             f"the run in {folder} was started with other settings: {', '.join(changed)} differ"
         )

@@ -1,4 +1,4 @@
-"""The training loop: gradients in two lanes, two optimizers, balanced experts, and a resumable state.
+"""The training loop: gradients in two lanes, two optimizers, balanced experts.
 
 A step's microbatches are dealt to two lanes, each a thread that computes with one core; gradients
 are added within a lane in order and then lane by lane, so the result depends neither on timing nor
@@ -84,13 +84,13 @@ class Trainer:
         torch.set_num_threads(1)
         # Denormal numbers appear in the gradients of sure predictions and cost a hundred times as
         # much as others.
-        self._lanes = ThreadPoolExecutor(
+        self.lanes = ThreadPoolExecutor(
             LANES, "lane", initializer=torch.set_flush_denormal, initargs=(True,)
         )
         try:
             yield
         finally:
-            self._lanes.shutdown(wait=True, cancel_futures=True)
+            self.lanes.shutdown(wait=True, cancel_futures=True)
             torch.set_num_threads(threads)
 
     def step(self) -> StepReport:
@@ -103,7 +103,7 @@ class Trainer:
                 self.stream.take(settings.microbatch_tokens // length, length)
                 for _ in range(settings.num_microbatches)
             ]
-            done = list(self._lanes.map(lambda lane: self._gradients(lane, batches), range(LANES)))
+            done = list(self.lanes.map(lambda lane: self._gradients(lane, batches), range(LANES)))
             gradients = self._add(done)
         except BaseException:
             self.stream.place = place
@@ -111,12 +111,10 @@ class Trainer:
         share = settings.rate(step)
         self.consistent = False
         moved = [
-            self._lanes.submit(self.optimizer.step_matrices, lane, gradients, share)
+            self.lanes.submit(self.optimizer.step_matrices, lane, gradients, share)
             for lane in range(LANES)
         ]
-        moved.append(
-            self._lanes.submit(self.optimizer.step_others, gradients, share, step + 1)
-        )
+        moved.append(self.lanes.submit(self.optimizer.step_others, gradients, share, step + 1))
         for each in moved:
             each.result()
         loads = torch.stack([each.loads for each in done if each.loads is not None]).sum(0)
@@ -242,7 +240,7 @@ def bits_per_byte(trainer: Trainer, texts: list[tuple[list[int], int]]) -> float
         hidden = model.hidden(tokens[None, :-1], model.begin(len(ids)))[0]
         return float(F.cross_entropy(hidden @ model.head_weight.t(), tokens[1:], reduction="sum"))
 
-    total = math.fsum(trainer._lanes.map(nats, [ids for ids, _ in texts]))
+    total = math.fsum(trainer.lanes.map(nats, [ids for ids, _ in texts]))
     return total / math.log(2) / sum(count for _, count in texts)
 
 

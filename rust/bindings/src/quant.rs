@@ -195,11 +195,12 @@ pub(crate) fn dequantize_mxfp4(
     reject_overlap(&[("out", &out)], &[("codes", &codes), ("scales", &scales)])?;
     let codes: &[u8] = codes.as_slice("codes")?;
     let scales: &[u8] = scales.as_slice("scales")?;
+    let tier = Tier::best();
     macro_rules! call {
         ($out:expr) => {{
             let out = $out;
             execute(py, out.len(), || {
-                quant::dequantize_mxfp4(codes, scales, columns, out)
+                quant::dequantize_mxfp4(tier, codes, scales, columns, out)
             })
         }};
     }

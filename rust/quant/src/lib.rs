@@ -79,6 +79,7 @@ pub fn quantize_mxfp4<T: Element>(
 /// # Errors
 /// Columns that do not fall into blocks of 32, lengths that do not fit.
 pub fn dequantize_mxfp4<T: Element>(
+    tier: Tier,
     codes: &[u8],
     scales: &[u8],
     columns: usize,
@@ -87,7 +88,7 @@ pub fn dequantize_mxfp4<T: Element>(
     let rows = out.len().checked_div(columns).unwrap_or(0);
     mxfp4::check(rows, columns, codes.len(), scales.len())?;
     expect_length("out", rows * columns, out.len())?;
-    mxfp4::decode(codes, scales, |index, value| out[index] = T::store(value));
+    tier.dequantize_mxfp4(codes, scales, out);
     Ok(())
 }
 

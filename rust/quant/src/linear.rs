@@ -17,7 +17,9 @@ use crate::simd::Tier;
 
 /// Columns of a block.
 pub(crate) const BLOCK: usize = 128;
-const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
+/// Weight rows multiplied together.
+pub(crate) const GROUP: usize = 4;
 /// Weight rows decoded together: 8 KB, which stay in the first-level cache while every token passes over them.
 const TILE_ROWS: usize = 16;
 /// Tokens converted to float32 together.
@@ -79,29 +81,34 @@ impl Weight for Mxfp4<'_> {
             values.fill(0.0);
         }
         let scales = &self.scales[start / mxfp4::BLOCK..end / mxfp4::BLOCK];
-        mxfp4::decode(&self.codes[start / 2..end / 2], scales, |index, value| {
-            values[index] = value;
-        });
+        mxfp4::decode(
+            &self.codes[start / 2..end / 2],
+            scales,
+            &mut values[..end - start],
+        );
         1.0
     }
 }
 
+/// The products of one activation block with four weight blocks: the specification of every tier's.
 #[inline(always)]
-fn dot(x: &Block, weight: &Block) -> f32 {
-    let mut lanes = [0.0_f32; LANES];
-    for step in 0..BLOCK / LANES {
-        for (lane, sum) in lanes.iter_mut().enumerate() {
-            *sum += x[step * LANES + lane] * weight[step * LANES + lane];
+pub(crate) fn dot_four(x: &Block, weights: &[Block; GROUP]) -> [f32; GROUP] {
+    weights.each_ref().map(|weight| {
+        let mut lanes = [0.0_f32; LANES];
+        for step in 0..BLOCK / LANES {
+            for (lane, sum) in lanes.iter_mut().enumerate() {
+                *sum += x[step * LANES + lane] * weight[step * LANES + lane];
+            }
         }
-    }
-    let mut width = LANES;
-    while width > 1 {
-        width /= 2;
-        for lane in 0..width {
-            lanes[lane] += lanes[lane + width];
+        let mut width = LANES;
+        while width > 1 {
+            width /= 2;
+            for lane in 0..width {
+                lanes[lane] += lanes[lane + width];
+            }
         }
-    }
-    lanes[0]
+        lanes[0]
+    })
 }
 
 /// Writes the products of all tokens with the rows from `first` on: `out[row - first][token]`.
@@ -112,22 +119,29 @@ pub(crate) fn multiply<W: Weight>(
     tokens: usize,
     first: usize,
     out: &mut [f32],
+    dot_four: impl Fn(&Block, &[Block; GROUP]) -> [f32; GROUP],
 ) {
     let num_blocks = x.len() / tokens;
-    let mut values = [[0.0_f32; BLOCK]; TILE_ROWS];
+    // Rows behind the last one are multiplied too, and dropped.
+    let mut values = [[[0.0_f32; BLOCK]; GROUP]; TILE_ROWS / GROUP];
     let mut scales = [0.0_f32; TILE_ROWS];
     out.fill(0.0);
     for (tile, out) in out.chunks_mut(TILE_ROWS * tokens).enumerate() {
         let rows = out.len() / tokens;
+        let start = first + tile * TILE_ROWS;
         for block in 0..num_blocks {
             for row in 0..rows {
-                scales[row] =
-                    weight.decode(first + tile * TILE_ROWS + row, block, &mut values[row]);
+                let values = &mut values[row / GROUP][row % GROUP];
+                scales[row] = weight.decode(start + row, block, values);
             }
             for token in 0..tokens {
                 let x = &x[token * num_blocks + block];
-                for row in 0..rows {
-                    out[row * tokens + token] += scales[row] * dot(x, &values[row]);
+                for (group, values) in values.iter().enumerate().take(rows.div_ceil(GROUP)) {
+                    let dots = dot_four(x, values);
+                    let rows = group * GROUP..rows.min((group + 1) * GROUP);
+                    for (row, dot) in rows.zip(dots) {
+                        out[row * tokens + token] += scales[row] * dot;
+                    }
                 }
             }
         }

@@ -116,7 +116,7 @@ proptest! {
             let (mut codes, mut scales) = (vec![0; rows * columns / 2], vec![0; rows * blocks]);
             quantize_mxfp4(tier, &weight, columns, &mut codes, &mut scales).expect("no NaN");
             let mut values = vec![0.0_f32; weight.len()];
-            dequantize_mxfp4(&codes, &scales, columns, &mut values).expect("fitting lengths");
+            dequantize_mxfp4(tier, &codes, &scales, columns, &mut values).expect("fitting lengths");
             let mut out = vec![0.0; tokens * rows];
             let layer = Layer { rows, columns, num_threads: 2 };
             mxfp4_linear(tier, layer, &x, &codes, &scales, &mut out).expect("fitting lengths");

@@ -118,6 +118,10 @@ impl Matcher {
             };
             let mut start = at;
             at += token.content.len();
+            if start < done {
+                // It lies in the white space that the token before it has taken.
+                continue;
+            }
             let mut stop = at;
             if token.strip_left {
                 start = text[..start].trim_end_matches(is_space).len().max(done);
