@@ -99,12 +99,12 @@ def test_a_wrong_command_line_gives_one_line_and_exit_code_2(arguments, message,
     "arguments",
     [["generate", "x", "--model"], ["chat", "--model"], ["inspect"], ["demo", "--model"]],
 )
-def test_a_folder_that_is_not_there_gives_one_line_and_exit_code_1(arguments):
-    done = run(*arguments, "/no/such/folder")
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert done.stderr.startswith("abyssal: no folder /no/such/folder")
-    assert done.stderr.count("\n") == 1
+def test_a_folder_that_is_not_there_gives_one_line_and_exit_code_1(arguments, capsys):
+    assert exit_code([*arguments, "/no/such/folder"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("abyssal: no folder /no/such/folder")
+    assert captured.err.count("\n") == 1
 
 
 def test_errors_are_plain_text_where_standard_error_is_no_terminal():

@@ -133,6 +133,7 @@ def test_quantization_is_read():
         ({"rms_norm_eps": float("nan")}, r"'rms_norm_eps' must be finite"),
         ({"qk_rope_head_dim": 7}, r"'qk_rope_head_dim' must be even, found 7"),
         ({"hidden_act": "gelu"}, r"'hidden_act' must be 'silu', found 'gelu'"),
+        ({"partial_rotary_factor": 0.5}, r"'partial_rotary_factor' must be 1, found 0.5"),
         ({"rope_interleave": False}, r"'rope_interleave' must be True, found False"),
         ({"scoring_func": "softmax"}, r"'scoring_func' must be one of sigmoid, found 'softmax'"),
         ({"topk_method": "greedy"}, r"'topk_method' must be one of noaux_tc, found 'greedy'"),

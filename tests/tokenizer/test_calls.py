@@ -94,10 +94,12 @@ def test_other_threads_run_while_a_long_text_is_encoded(published):
     assert ticks >= 3
 
 
-@pytest.mark.parametrize("unit", ["the quick brown fox ", "etaoin"])
-def test_interruption_ends_a_long_encoding_and_the_tokenizer_stays_usable(published, unit):
+@pytest.mark.parametrize(
+    ("unit", "count"), [("the quick brown fox ", 5_000_000), ("etaoin", 4_000_000)]
+)
+def test_interruption_ends_a_long_encoding_and_the_tokenizer_stays_usable(published, unit, count):
     # The second unit makes one piece of the whole text, which only merging can interrupt.
-    text = unit * (100_000_000 // len(unit))
+    text = unit * count
     timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     try:
@@ -117,8 +119,8 @@ def test_a_long_piece_takes_time_in_proportion_to_its_length(published):
         published.encode_to_numpy(text)
         return time.process_time() - start
 
-    seconds(100_000)
-    assert seconds(2_000_000) < 40 * max(seconds(200_000), 0.001)
+    seconds(50_000)
+    assert seconds(500_000) < 40 * max(seconds(50_000), 0.001)
 
 
 def test_the_tokenizer_works_where_torch_cannot_be_imported():

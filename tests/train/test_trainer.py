@@ -99,7 +99,7 @@ def test_the_bias_moves_each_expert_toward_the_mean_load(make_settings, document
 
 def test_balancing_evens_out_a_router_that_prefers_one_expert(make_settings, documents):
     settings = make_settings(
-        steps=60, learning_rate=0.0, embedding_rate=0.0, router_rate=0.0, balance_rate=0.05
+        steps=30, learning_rate=0.0, embedding_rate=0.0, router_rate=0.0, balance_rate=0.1
     )
     loads = {}
     for rate in (0.0, settings.balance_rate):
@@ -114,7 +114,7 @@ def test_balancing_evens_out_a_router_that_prefers_one_expert(make_settings, doc
             for _ in range(settings.steps):
                 report = trainer.step()
         loads[rate] = max(report.busiest)
-    assert loads[0.0] > 2.5
+    assert loads[0.0] > 2.0
     assert loads[settings.balance_rate] < 0.7 * loads[0.0]
 
 

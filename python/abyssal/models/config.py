@@ -23,6 +23,13 @@ from abyssal.models.fields import Fields
 from abyssal.models.shape import ModelShape, Quantization
 from abyssal.nn import YarnScaling, yarn_mscale
 
+# What every published model of the family has, and what is built.
+_ONLY = {
+    "hidden_act": "silu",
+    "rope_interleave": True,
+    "mlp_bias": False,
+    "partial_rotary_factor": 1,
+}
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 
 
@@ -99,7 +106,7 @@ class ModelConfig(ModelShape):
                 f"'model_type' {model_type!r} is not supported; supported are {', '.join(FAMILIES)}"
             )
         family = FAMILIES[model_type]
-        for key, only in (("hidden_act", "silu"), ("rope_interleave", True), ("mlp_bias", False)):
+        for key, only in _ONLY.items():
             if fields.has(key) and values[key] != only:
                 raise fields.fail(f"{key!r} must be {only!r}, found {values[key]!r}")
         if "q_lora_rank" not in values:
@@ -241,9 +248,8 @@ def _rope(
     else:
         known = {} if family.rope_theta is None else {"default": family.rope_theta}
         theta = fields.number("rope_theta", above=1.0, **known)
-    partial = section.number("partial_rotary_factor", default=1.0)
-    if partial != 1.0:
-        raise section.fail(f"'partial_rotary_factor' must be 1, found {partial}")
+    if section.number("partial_rotary_factor", default=1.0) != 1.0:
+        raise section.fail("'partial_rotary_factor' must be 1")
     kind = section.values.get("rope_type") or section.values.get("type") or "default"
     if kind == "default":
         return theta, None, 1.0

@@ -141,11 +141,11 @@ def route(
     Guarantees: ties go to the lower index, ``-0`` ties with ``+0``. Weights come from the scores
     without bias. A NaN logit counts as ``-inf`` in the scores, and it, like a NaN key, is never
     selected; experts outside the kept groups neither. A row with fewer than ``top_k`` selectable
-    experts gets NaN weights, in-range indices without meaning, and adds nothing to ``load``. Infinite
-    logits take their limits: the largest share the weight. All groups kept is an exact no-op. A row does not depend on its neighbors; zero tokens give empty
-    results. Weights are differentiable with respect to ``logits``; ``correction_bias`` gets no
-    gradient. Indices at or above the number of real experts (zero experts) need no special care
-    here.
+    experts gets NaN weights, in-range indices without meaning, and adds nothing to ``load``.
+    Infinite logits take their limits: the largest share the weight. All groups kept is an exact no-
+    op. A row does not depend on its neighbors; zero tokens give empty results. Weights are
+    differentiable with respect to ``logits``; ``correction_bias`` gets no gradient. Indices at or
+    above the number of real experts (zero experts) need no special care here.
 
     Source: DeepSeek-V2 and DeepSeek-V3 reports, section 2.1.2; LongCat-Flash for softmax with a
     bias.

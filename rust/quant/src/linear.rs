@@ -43,21 +43,26 @@ pub(crate) struct Fp8<'a> {
     pub(crate) columns: usize,
 }
 
+/// Codes of a ragged block, filled up with code 0, which is zero.
+fn padded(codes: &[u8]) -> [u8; BLOCK] {
+    let mut block = [0; BLOCK];
+    block[..codes.len()].copy_from_slice(codes);
+    block
+}
+
 impl Weight for Fp8<'_> {
     #[inline(always)]
     fn decode(&self, row: usize, block: usize, values: &mut Block) -> f32 {
         let start = block * BLOCK;
         let end = self.columns.min(start + BLOCK);
         let codes = &self.codes[row * self.columns + start..row * self.columns + end];
-        if let Ok(codes) = <&[u8; BLOCK]>::try_from(codes) {
-            for (value, &code) in values.iter_mut().zip(codes) {
-                *value = e4m3_to_f32(code);
-            }
-        } else {
-            values.fill(0.0);
-            for (value, &code) in values.iter_mut().zip(codes) {
-                *value = e4m3_to_f32(code);
-            }
+        // A copy cannot overlap `values`, which the compiler would check for at run time.
+        let copy = match <&[u8; BLOCK]>::try_from(codes) {
+            Ok(whole) => *whole,
+            Err(_) => padded(codes),
+        };
+        for (value, &code) in values.iter_mut().zip(&copy) {
+            *value = e4m3_to_f32(code);
         }
         self.scales
             .get(row / BLOCK * self.columns.div_ceil(BLOCK) + block)

@@ -91,7 +91,10 @@ pub(crate) fn decode<T: Element>(codes: &[u8], scales: &[u8], out: &mut [T]) {
         .zip(out.chunks_exact_mut(BLOCK));
     for ((codes, out), &scale) in blocks.zip(scales) {
         let scale = e8m0_to_f32(scale);
-        for (pair, &code) in out.chunks_exact_mut(2).zip(codes) {
+        // A copy cannot overlap `out`, which the compiler would check for at run time.
+        let mut copy = [0; BLOCK / 2];
+        copy.copy_from_slice(codes);
+        for (pair, &code) in out.chunks_exact_mut(2).zip(&copy) {
             pair[0] = T::store(e2m1_to_f32(code & 15) * scale);
             pair[1] = T::store(e2m1_to_f32(code >> 4) * scale);
         }

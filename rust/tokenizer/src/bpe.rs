@@ -20,8 +20,8 @@ pub(crate) struct Merge {
     pub(crate) token: u32,
 }
 
-/// Rank, place of the left symbol, left and right symbol, result: stale unless both symbols still stand there.
-type Candidate = Reverse<(u32, usize, u32, u32, u32)>;
+/// Rank of a pair and place of its left symbol.
+type Candidate = Reverse<(u32, u32)>;
 
 const NO_MERGE: Merge = Merge {
     rank: NONE,
@@ -126,44 +126,74 @@ impl Merges {
 
     fn apply_by_heap(&self, symbols: &mut Vec<u32>, stop: &mut dyn FnMut() -> bool) -> bool {
         let length = symbols.len();
-        let at = |symbols: &[u32], index: usize| symbols.get(index).copied().unwrap_or(NONE);
-        let mut next: Vec<usize> = (1..=length).collect();
-        let mut previous: Vec<usize> = (0..length).map(|index| index.wrapping_sub(1)).collect();
-        let mut queue: BinaryHeap<Candidate> = BinaryHeap::new();
-        let push = |queue: &mut BinaryHeap<Candidate>, index: usize, left: u32, right: u32| {
-            let merge = self.get(left, right);
-            if merge.rank != NONE {
-                queue.push(Reverse((merge.rank, index, left, right, merge.token)));
-            }
-        };
+        let mut links = Links::new(length);
+        let mut candidates = Vec::with_capacity(length);
         for index in 0..length - 1 {
-            push(&mut queue, index, symbols[index], symbols[index + 1]);
+            if index % POLL_INTERVAL == POLL_INTERVAL - 1 && stop() {
+                return false;
+            }
+            candidates.extend(self.candidate(symbols, index, index + 1));
         }
+        let mut queue = BinaryHeap::from(candidates);
         let mut popped = 0_usize;
-        while let Some(Reverse((_, index, left, right, token))) = queue.pop() {
+        while let Some(Reverse((rank, index))) = queue.pop() {
             popped += 1;
             if popped.is_multiple_of(POLL_INTERVAL) && stop() {
                 return false;
             }
-            let second = next[index];
-            if symbols[index] != left || at(symbols, second) != right {
+            let (left, right) = (index as usize, links.next[index as usize] as usize);
+            if symbols[left] == NONE || right >= length {
                 continue;
             }
-            symbols[index] = token;
-            symbols[second] = NONE;
-            let after = next[second];
-            next[index] = after;
-            if let Some(link) = previous.get_mut(after) {
-                *link = index;
-                push(&mut queue, index, token, symbols[after]);
+            // A rank belongs to one pair, so an entry is stale exactly when another rank stands there by now.
+            let merge = self.get(symbols[left], symbols[right]);
+            if merge.rank != rank {
+                continue;
             }
-            let before = previous[index];
+            symbols[left] = merge.token;
+            symbols[right] = NONE;
+            links.remove(right);
+            let (before, after) = (links.previous[left] as usize, links.next[left] as usize);
+            if after < length {
+                queue.extend(self.candidate(symbols, left, after));
+            }
             if before < length {
-                push(&mut queue, before, symbols[before], token);
+                queue.extend(self.candidate(symbols, before, left));
             }
         }
         symbols.retain(|&symbol| symbol != NONE);
         true
+    }
+
+    fn candidate(&self, symbols: &[u32], left: usize, right: usize) -> Option<Candidate> {
+        let rank = self.get(symbols[left], symbols[right]).rank;
+        (rank != NONE).then_some(Reverse((rank, left as u32)))
+    }
+}
+
+/// A doubly linked list over the places of a piece; a place outside it ends the list.
+struct Links {
+    next: Vec<u32>,
+    previous: Vec<u32>,
+}
+
+impl Links {
+    fn new(length: usize) -> Self {
+        let next = (1..=length as u32).collect();
+        let previous = (0..length as u32)
+            .map(|index| index.wrapping_sub(1))
+            .collect();
+        Self { next, previous }
+    }
+
+    fn remove(&mut self, index: usize) {
+        let (before, after) = (self.previous[index], self.next[index]);
+        if let Some(link) = self.next.get_mut(before as usize) {
+            *link = after;
+        }
+        if let Some(link) = self.previous.get_mut(after as usize) {
+            *link = before;
+        }
     }
 }
 
