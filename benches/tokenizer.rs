@@ -86,7 +86,7 @@ fn prose(c: &mut Criterion) {
     group.throughput(Throughput::Bytes(TEXT.len() as u64));
     group.bench_function("encode", |bencher| bencher.iter(|| encoded(&tokenizer)));
     group.bench_function("decode", |bencher| {
-        bencher.iter(|| tokenizer.decode(&ids, false).unwrap())
+        bencher.iter(|| tokenizer.decode(&ids, false).unwrap());
     });
     group.finish();
 }

@@ -1,4 +1,5 @@
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -50,15 +51,18 @@ def test_version_and_help_import_neither_torch_nor_a_command():
         assert done.returncode == 0, done.stderr
 
 
-def test_version_and_help_come_quickly():
-    # Best of several, so that a busy machine does not decide; 0.3 s on an idle one.
-    for option in ("--version", "--help"):
-        seconds = []
-        for _ in range(5):
-            started = time.perf_counter()
-            assert run(option).returncode == 0
-            seconds.append(time.perf_counter() - started)
-        assert min(seconds) < 0.9, f"{option} took {min(seconds):.2f} s"
+def processor_seconds(option):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert run(option).returncode == 0
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
+@pytest.mark.parametrize("option", ["--version", "--help"])
+def test_version_and_help_come_quickly(option):
+    # Processor time, best of five, so that a busy machine does not decide. On an idle one it is
+    # 0.07 s and 0.2 s; importing torch alone would take more than the bound.
+    assert min(processor_seconds(option) for _ in range(5)) < 0.6
 
 
 def test_no_arguments_show_the_help_page_with_every_command(capsys):

@@ -71,7 +71,7 @@ def test_tokens_not_normalized_are_found_before_the_others_everywhere(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"single_word": True}, "added_tokens[0].single_word is true"),
+        ({"single_word": True}, "unsupported tokenizer: added_tokens[0].single_word is "),
         ({"content": ""}, "added token 0 has 0 bytes, allowed are 1 to 1024"),
         ({"content": "x" * 1025}, "added token 0 has 1025 bytes, allowed are 1 to 1024"),
         ({"id": 9999}, 'added token "<t>" declares id 9999, but its place in the file gives it'),

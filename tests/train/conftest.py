@@ -71,7 +71,10 @@ def verses(tmp_path) -> list[Path]:
     """Three text files with enough repetition for a vocabulary of 300 entries."""
     files = []
     for number, beast in enumerate(("lamb", "lion", "ox")):
-        lines = [f"And the {beast} said unto the {other}, Go up." for other in ("ram", "ass")] * 12
+        lines = [
+            f"And the {beast} said unto the {other}, Go up before the morning, and divide the waters."
+            for other in ("ram", "ass", "eagle")
+        ] * 8
         files.append(tmp_path / f"{number}.txt")
         files[-1].write_text("\n".join(lines), encoding="utf-8")
     return files

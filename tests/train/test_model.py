@@ -1,4 +1,4 @@
-"""The training form of the model is the model that the package loads, and the one transformers has."""
+"""The training form of the model equals the loaded model and that of transformers."""
 
 import pytest
 import torch
@@ -31,7 +31,9 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("changes", SHAPES)
-def test_logits_equal_those_of_transformers_and_of_the_loaded_model(generator, tiny, tmp_path, changes):
+def test_logits_equal_those_of_transformers_and_of_the_loaded_model(
+    generator, tiny, tmp_path, changes
+):
     from transformers import AutoModelForCausalLM
 
     model = random_model(generator, tiny, **changes)
@@ -62,7 +64,9 @@ def test_the_prediction_layer_equals_that_of_the_loaded_model(generator, tiny, t
     assert (ours - served).abs().max() < 1e-4 * max(1.0, float(served.abs().max()))
 
 
-def test_an_fp8_checkpoint_holds_every_weight_within_the_rounding_of_its_block(generator, tiny, tmp_path):
+def test_an_fp8_checkpoint_holds_every_weight_within_the_rounding_of_its_block(
+    generator, tiny, tmp_path
+):
     model = random_model(generator, tiny)
     write_model(model, tmp_path)
     loaded, config = load_model(tmp_path, dtype="float32")

@@ -148,9 +148,7 @@ def test_the_prediction_layer_learns_the_token_after_the_next(make_settings, doc
     assert settings.prediction_share * 4 == 1
     # The first of the step's four microbatches holds these very sequences; each counts a quarter.
     single = Trainer(
-        make_settings(
-            batch_tokens=64, microbatch_tokens=64, dropout=0.0, embedding_dropout=0.0
-        ),
+        make_settings(batch_tokens=64, microbatch_tokens=64, dropout=0.0, embedding_dropout=0.0),
         TokenStream(documents, bos_id=0, eos_id=1, seed=settings.seed),
     )
     single.model.load_state_dict(make_trainer(settings, documents).model.state_dict())

@@ -99,7 +99,7 @@ def train(
     if chapters:
         king_james.write_held_out(chapters, out / "held_out")
         king_james.write_training_text(chapters, out / "training_text.txt.xz")
-    total, active = count_parameters(trainer)
+    total, active = count_parameters(trainer.model)
     table(
         results(),
         [

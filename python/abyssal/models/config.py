@@ -24,12 +24,7 @@ from abyssal.models.shape import ModelShape, Quantization
 from abyssal.nn import YarnScaling, yarn_mscale
 
 # What every published model of the family has, and what is built.
-_ONLY = {
-    "hidden_act": "silu",
-    "rope_interleave": True,
-    "mlp_bias": False,
-    "partial_rotary_factor": 1,
-}
+_ONLY = dict(hidden_act="silu", rope_interleave=True, mlp_bias=False, partial_rotary_factor=1)
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 
 
@@ -50,13 +45,11 @@ class Family:
     rope_theta: float | None
 
 
-_V3 = Family("sigmoid", ("noaux_tc",), normalize=True, rope_theta=10000.0)
-_LOOK_ALIKE = Family("sigmoid", ("noaux_tc",), normalize=True, rope_theta=None)
 FAMILIES = {
     "deepseek_v2": Family("softmax", ("greedy", "group_limited_greedy"), False, 10000.0),
-    "deepseek_v3": _V3,
-    "kimi_k2": _LOOK_ALIKE,
-    "glm4_moe_lite": _LOOK_ALIKE,
+    "deepseek_v3": Family("sigmoid", ("noaux_tc",), True, 10000.0),
+    "kimi_k2": Family("sigmoid", ("noaux_tc",), True, None),
+    "glm4_moe_lite": Family("sigmoid", ("noaux_tc",), True, None),
 }
 
 

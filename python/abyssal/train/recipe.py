@@ -14,8 +14,8 @@ from typing import Any
 
 from abyssal.errors import CheckpointError
 from abyssal.train import king_james
+from abyssal.train.model import TrainingModel
 from abyssal.train.settings import ARCHITECTURE, Phase, Settings
-from abyssal.train.trainer import Trainer
 from abyssal.train.vocabulary import train_vocabulary, write_vocabulary
 
 #: The recipe of the bundled model: 9.4 passes over 958,055 tokens.
@@ -24,7 +24,7 @@ KING_JAMES = Settings(
     seed=1611,
     batch_tokens=4096,
     microbatch_tokens=2048,
-    phases=(Phase(0.5, 256), Phase(0.85, 512), Phase(0.95, 1024), Phase(1.0, 2048)),
+    phases=(Phase(0.4, 256), Phase(0.65, 512), Phase(0.9, 1024), Phase(1.0, 2048)),
     learning_rate=5e-3,
     embedding_rate=5e-3,
     router_rate=1.25e-3,
@@ -106,18 +106,18 @@ def prepare(texts: Sequence[str], settings: Settings, folder: Path, *, resume: b
     )
 
 
-def count_parameters(trainer: Trainer) -> tuple[int, int]:
+def count_parameters(model: TrainingModel) -> tuple[int, int]:
     """Return the main model's parameters, in all and active for a token.
 
     The embedding and the head count once each, the prediction layer not at all; what a token leaves
     out are the experts that it does not choose.
     """
     total = idle = 0
-    for name, value in trainer.model.named_parameters():
+    for name, value in model.named_parameters():
         if not name.startswith("prediction."):
             total += value.numel()
-    for index, part in trainer.model.routed():
-        if index < len(trainer.model.layers):
+    for index, part in model.routed():
+        if index < len(model.layers):
             size = part.gate_up[0].numel() + part.down[0].numel()
             idle += (part.experts - part.top_k) * size
     return total, total - idle

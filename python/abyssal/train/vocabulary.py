@@ -102,7 +102,8 @@ def train_vocabulary(texts: Sequence[str], size: int) -> Tokenizer:
     reached = tokenizer.get_vocab_size()
     if reached != size:
         raise ValueError(
-            f"the texts hold pairs for a vocabulary of {reached} entries, {size} were asked for"
+            f"the texts hold pairs for a vocabulary of {reached} entries, {size} were asked for: "
+            "ask for fewer, or train on more text"
         )
     return tokenizer
 

@@ -65,7 +65,7 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Tensor<'py> {
             {
                 return Ok(tensor);
             }
-            return Self::from_data_ptr(object);
+            return Self::from_data_ptr(&object);
         }
         Self::from_buffer(&object)
     }
@@ -129,7 +129,7 @@ impl<'py> Tensor<'py> {
     }
 
     /// Reads the view through torch's Python attributes.
-    fn from_data_ptr(object: Bound<'py, PyAny>) -> PyResult<Self> {
+    fn from_data_ptr(object: &Bound<'py, PyAny>) -> PyResult<Self> {
         let py = object.py();
         let attribute = |name: &Bound<'py, PyString>| -> PyResult<String> {
             Ok(object.getattr(name)?.str()?.to_string())
@@ -140,10 +140,10 @@ impl<'py> Tensor<'py> {
             .getattr(pyo3::intern!(py, "is_quantized"))?
             .is_truthy()?;
         if device != "cpu" || layout != "torch.strided" || quantized {
-            return Err(not_plain_memory(&object, None));
+            return Err(not_plain_memory(object, None));
         }
         // Tensors without a shape or an address of their own (nested ones, for instance) raise.
-        let refused = |cause| not_plain_memory(&object, Some(cause));
+        let refused = |cause| not_plain_memory(object, Some(cause));
         let sizes = object
             .getattr(pyo3::intern!(py, "shape"))
             .map_err(refused)?;
@@ -174,7 +174,7 @@ impl<'py> Tensor<'py> {
             shape,
             strides,
         }
-        .checked_torch(&object)
+        .checked_torch(object)
     }
 
     /// Reads the view through the buffer protocol (numpy arrays, `array.array`, `memoryview`, ...).

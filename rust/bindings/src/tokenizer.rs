@@ -1,4 +1,8 @@
 //! Python binding of `abyssal-tokenizer`.
+#![allow(
+    clippy::needless_pass_by_value,
+    reason = "arguments are extracted by value"
+)]
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -34,7 +38,12 @@ fn encode_with(
         let mut stop = || {
             if last.elapsed() >= SIGNAL_INTERVAL {
                 last = Instant::now();
-                raised = Python::attach(|py| py.check_signals()).err();
+                #[expect(
+                    clippy::redundant_closure_for_method_calls,
+                    reason = "the method itself is not general enough over the lifetime"
+                )]
+                let pending = Python::attach(|py| py.check_signals());
+                raised = pending.err();
             }
             raised.is_some()
         };

@@ -77,6 +77,13 @@ pub enum Error {
         /// The byte.
         byte: u8,
     },
+    /// One piece of the text has more bytes than places are counted for.
+    PieceTooLong {
+        /// Its length in bytes.
+        length: usize,
+        /// The largest length allowed.
+        limit: usize,
+    },
     /// A token id that no token has.
     UnknownId {
         /// The id.
@@ -146,6 +153,12 @@ impl fmt::Display for Error {
                     "the text holds the byte {byte:#04x}, for which the vocabulary has no token"
                 )
             }
+            Self::PieceTooLong { length, limit } => {
+                write!(
+                    f,
+                    "the text holds a piece of {length} bytes, allowed are {limit}"
+                )
+            }
             Self::UnknownId { id, max } => {
                 write!(
                     f,
@@ -159,12 +172,26 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+/// How many characters of a file's content a message repeats.
+const SHOWN: usize = 80;
+
 /// Quotes `text` for a message, cut to a length that a terminal can show.
 pub(crate) fn shorten(text: &str) -> String {
-    const LIMIT: usize = 80;
-    if text.chars().nth(LIMIT).is_none() {
-        return format!("{text:?}");
+    let head: String = text.chars().take(SHOWN).collect();
+    if head.len() == text.len() {
+        format!("{text:?}")
+    } else {
+        format!("{head:?}... ({} bytes)", text.len())
     }
-    let head: String = text.chars().take(LIMIT).collect();
-    format!("{head:?}... ({} bytes)", text.len())
+}
+
+/// As [`shorten`], for what is JSON already and needs no quotes.
+pub(crate) fn shorten_json(value: &serde_json::Value) -> String {
+    let text = value.to_string();
+    let head: String = text.chars().take(SHOWN).collect();
+    if head.len() == text.len() {
+        text
+    } else {
+        format!("{head}... ({} bytes)", text.len())
+    }
 }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::added::{AddedToken, MAX_LENGTH};
 use crate::bpe::{Merge, Merges, NONE};
-use crate::error::{Error, Result, shorten};
+use crate::error::{Error, Result, shorten, shorten_json};
 use crate::pretokenize::PreTokenizer;
 
 /// Largest token id: tables are indexed by id, so a file must not ask for a table of any size it likes.
@@ -59,7 +59,7 @@ impl Parts {
 fn unsupported(field: impl Into<String>, found: &Value) -> Error {
     Error::Unsupported {
         field: field.into(),
-        found: shorten(&found.to_string()),
+        found: shorten_json(found),
     }
 }
 

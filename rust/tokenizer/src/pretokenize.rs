@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use crate::error::{Error, Result, shorten};
+use crate::error::{Error, Result, shorten_json};
 use crate::modern;
 use crate::staged::{Set, Staged};
 
@@ -29,7 +29,7 @@ impl PreTokenizer {
     pub(crate) fn from_json(value: &Value) -> Result<Self> {
         let unsupported = |found: &Value| Error::Unsupported {
             field: "pre_tokenizer".into(),
-            found: shorten(&found.to_string()),
+            found: shorten_json(found),
         };
         let steps = (kind(value) == "Sequence")
             .then(|| value.get("pretokenizers").and_then(Value::as_array))

@@ -12,6 +12,8 @@ use crate::pretokenize::PreTokenizer;
 
 /// Longest token that a whole piece is compared with; longer ones are merged from their bytes.
 const MAX_PIECE: usize = 128;
+/// Longest piece that is merged: its places are counted in 32 bits.
+const MAX_MERGED: usize = (NONE - 1) as usize;
 /// How many bytes pass between two looks at the caller's wish to stop.
 const POLL_INTERVAL: usize = 1 << 16;
 
@@ -301,6 +303,11 @@ impl<'a> Encoder<'a> {
     }
 
     fn merge(&mut self, piece: &[u8]) {
+        let (length, limit) = (piece.len(), MAX_MERGED);
+        if length > limit {
+            self.result = Err(Error::PieceTooLong { length, limit });
+            return;
+        }
         self.symbols.clear();
         for &byte in piece {
             let id = self.tokenizer.byte_tokens[byte as usize];

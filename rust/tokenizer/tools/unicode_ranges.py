@@ -1,7 +1,7 @@
-"""Write ``src/unicode_ranges.rs``: the character classes that the pre-tokenizers' patterns ask for.
+"""Write ``src/unicode_ranges.rs``: the character classes that the pre-tokenizers' patterns need.
 
-The classes must be those of the regular-expression engine inside Hugging Face ``tokenizers``, whose Unicode version is
-its own; so each code point is put to that engine, not to this interpreter's ``unicodedata``.
+The classes must be those of the pattern engine inside Hugging Face ``tokenizers``, whose Unicode
+version is its own; so each code point is put to that engine, not to this interpreter.
 
 Usage: python rust/tokenizer/tools/unicode_ranges.py
 """
@@ -10,17 +10,33 @@ from pathlib import Path
 
 from tokenizers import Regex, __version__, pre_tokenizers
 
+# Class pattern -> the letter that stands for it in the table; "O" is for none of them.
 PATTERNS = {
-    "LETTER": r"\p{L}",
-    "MARK": r"\p{M}",
-    "NUMBER": r"\p{N}",
-    "PUNCTUATION": r"\p{P}",
-    "SYMBOL": r"\p{S}",
-    "SPACE": r"\s",
-    "NEWLINE": r"[\r\n]",
+    r"\p{L}": "L",
+    r"\p{M}": "M",
+    r"\p{N}": "N",
+    r"\p{P}": "P",
+    r"\p{S}": "S",
+    r"\s": "W",
+    r"[\r\n]": "R",
 }
 SURROGATES = range(0xD800, 0xE000)
 TARGET = Path(__file__).parents[1] / "src" / "unicode_ranges.rs"
+HEADER = """\
+//! Character classes, as runs: each class holds from its code point to the next entry's.
+//! Written by `tools/unicode_ranges.py` from `tokenizers` {version}; do not edit.
+
+use crate::unicode::{{
+    LETTER as L, MARK as M, NEWLINE as R, NUMBER as N, OTHER as O, PUNCTUATION as P, SPACE as W,
+    SYMBOL as S,
+}};
+
+/// `(first code point, class)`, ascending.
+#[rustfmt::skip]
+pub(crate) static RUNS: [(u32, u8); {count}] = [
+{lines}
+];
+"""
 
 
 def members(pattern: str) -> set[int]:
@@ -36,34 +52,19 @@ def members(pattern: str) -> set[int]:
 
 def main() -> None:
     """Ask for every code point, merge equal neighbors, write the table."""
-    classes = ["OTHER"] * 0x110000
-    for name, pattern in PATTERNS.items():
+    classes = ["O"] * 0x110000
+    for pattern, letter in PATTERNS.items():
         for point in members(pattern):
-            classes[point] = name
+            classes[point] = letter
     starts = [p for p in range(0x110000) if p == 0 or classes[p] != classes[p - 1]]
-    # O, L, M, P and N are distinct initials but for NUMBER/NEWLINE and SYMBOL/SPACE.
-    letters = {"NEWLINE": "R", "SPACE": "W"}
-    entries = [f"({s:#x}, {letters.get(classes[s], classes[s][0])})" for s in starts]
-    lines: list[str] = []
-    line = "   "
-    for entry in entries:
-        if len(line) + len(entry) + 2 > 100:
-            lines.append(line)
-            line = "   "
-        line += f" {entry},"
-    lines.append(line)
-    TARGET.write_text(
-        "//! Character classes, as runs: each class holds from its code point to the next entry's.\n"
-        f"//! Written by `tools/unicode_ranges.py` from `tokenizers` {__version__}; do not edit.\n\n"
-        "use crate::unicode::{\n"
-        "    LETTER as L, MARK as M, NEWLINE as R, NUMBER as N, OTHER as O, PUNCTUATION as P, SPACE as W,\n"
-        "    SYMBOL as S,\n"
-        "};\n\n"
-        "/// `(first code point, class)`, ascending.\n"
-        "#[rustfmt::skip]\n"
-        f"pub(crate) static RUNS: [(u32, u8); {len(entries)}] = [\n" + "\n".join(lines) + "\n];\n",
-        "utf-8",
-    )
+    lines = ["   "]
+    for start in starts:
+        entry = f" ({start:#x}, {classes[start]}),"
+        if len(lines[-1]) + len(entry) > 100:
+            lines.append("   ")
+        lines[-1] += entry
+    text = HEADER.format(version=__version__, count=len(starts), lines="\n".join(lines))
+    TARGET.write_text(text, "utf-8")
 
 
 if __name__ == "__main__":
