@@ -20,18 +20,21 @@ TIER_CRATES := -p abyssal-routing -p abyssal-quant -p abyssal-tokenizer
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-.make/packages: pyproject.toml scripts/setup.sh scripts/requirements.py
-	@mkdir -p .make
+# Stamps live in the environment, so that removing it removes them.
+PACKAGES := $(VENV)/packages-installed
+CORE := $(VENV)/core-built
+
+$(PACKAGES): pyproject.toml scripts/setup.sh scripts/requirements.py
 	@scripts/setup.sh packages
 	@touch $@
 
-.make/core: .make/packages $(RUST_SOURCES)
+$(CORE): $(PACKAGES) $(RUST_SOURCES)
 	@scripts/setup.sh core
 	@touch $@
 
 .PHONY: setup build
-setup: .make/packages .make/core ## Make the environment: Python packages and the compiled extension
-build: .make/core ## Compile the extension module into python/abyssal
+setup: $(PACKAGES) $(CORE) ## Make the environment: Python packages and the compiled extension
+build: $(CORE) ## Compile the extension module into python/abyssal
 
 .PHONY: demo
 demo: build ## Show the package at work with the bundled model
@@ -92,4 +95,4 @@ model: build ## Train the bundled model again (at most 90 minutes on two cores)
 
 .PHONY: clean
 clean: ## Remove what was built (the virtual environment stays)
-	rm -rf target dist .make/core python/abyssal/_core*.so
+	rm -rf target dist $(CORE) python/abyssal/_core*.so

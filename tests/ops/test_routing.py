@@ -30,7 +30,7 @@ RULES = {
     "v4": (dict(top_k=6, scoring="sqrtsoftplus", scale=1.5), 256, True),
     "longcat": (dict(top_k=12, scoring="softmax", normalize=False, scale=6.0), 768, True),
 }
-CHUNK = 8192
+CHUNK = 2048
 
 
 def inputs(name, rows, generator):
@@ -43,7 +43,7 @@ def inputs(name, rows, generator):
 
 @pytest.mark.parametrize("name", RULES)
 def test_every_row_equals_the_reference(name, generator, full_profile):
-    rows = 1_000_000 if full_profile else 3 * CHUNK
+    rows = 1_000_000 if full_profile else 12 * CHUNK
     incomplete = 0
     for start in range(0, rows, CHUNK):
         rule, logits, bias = inputs(name, min(CHUNK, rows - start), generator)
@@ -60,7 +60,7 @@ def test_every_row_equals_the_reference(name, generator, full_profile):
 
 @pytest.mark.parametrize("scoring", ["softmax", "sigmoid", "sqrtsoftplus"])
 def test_table_look_up_equals_the_reference(scoring, generator, full_profile):
-    rows = 1_000_000 if full_profile else 2 * CHUNK
+    rows = 1_000_000 if full_profile else 8 * CHUNK
     table = torch.rand(1000, 256, generator=generator).argsort(dim=1)[:, :6].to(torch.int32)
     incomplete = 0
     for start in range(0, rows, CHUNK):

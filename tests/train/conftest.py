@@ -72,7 +72,7 @@ def verses(tmp_path) -> list[Path]:
     files = []
     for number, beast in enumerate(("lamb", "lion", "ox")):
         lines = [
-            f"And the {beast} said unto the {other}, Go up before the morning, and divide the waters."
+            f"And the {beast} said unto the {other}, Go up before morning, and divide the waters."
             for other in ("ram", "ass", "eagle")
         ] * 8
         files.append(tmp_path / f"{number}.txt")

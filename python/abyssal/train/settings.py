@@ -75,7 +75,8 @@ class Settings:
         seed: Of the weights, the order of the documents and the dropout.
         batch_tokens: Tokens of a step.
         microbatch_tokens: Tokens of one forward pass; the gradients are added in a fixed order.
-        phases: Sequence lengths over the run.
+        phases: Sequence lengths over the run: short ones are cheap, but a model that has not seen
+            its last positions in training reads them badly.
         learning_rate: Peak for matrices (Muon).
         embedding_rate: Peak for the embedding and the gains (Adam).
         router_rate: Peak for the routers (Adam).
@@ -98,15 +99,20 @@ class Settings:
     seed: int = 0
     batch_tokens: int = 4096
     microbatch_tokens: int = 2048
-    phases: tuple[Phase, ...] = (Phase(0.6, 256), Phase(0.9, 512), Phase(1.0, 1024))
+    phases: tuple[Phase, ...] = (
+        Phase(0.4, 256),
+        Phase(0.65, 512),
+        Phase(0.9, 1024),
+        Phase(1.0, 2048),
+    )
     learning_rate: float = 6e-3
     embedding_rate: float = 6e-3
     router_rate: float = 1.5e-3
     warmup: int = 40
     weight_decay: float = 0.1
     momentum: float = 0.95
-    dropout: float = 0.0
-    embedding_dropout: float = 0.0
+    dropout: float = 0.1
+    embedding_dropout: float = 0.1
     balance_rate: float = 3e-3
     balance_loss: float = 1e-4
     prediction_share: float = 0.25

@@ -247,7 +247,10 @@ impl<'py> Tensor<'py> {
 
     /// The number of elements.
     pub(crate) fn len(&self) -> usize {
-        self.shape().iter().product()
+        // No tensor has that many elements; saturating keeps a strange object from looking small.
+        self.shape()
+            .iter()
+            .fold(1, |product, &size| product.saturating_mul(size))
     }
 
     /// Whether the elements lie one after the other in row-major order. Dimensions of one element have no step,
@@ -262,7 +265,7 @@ impl<'py> Tensor<'py> {
                 .rev()
                 .all(|(&size, &stride)| {
                     let fits = size == 1 || stride == step;
-                    step *= size.cast_signed();
+                    step = step.saturating_mul(size.cast_signed());
                     fits
                 })
     }
