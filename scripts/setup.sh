@@ -49,19 +49,21 @@ if found and found.origin and tuple(map(int, version.groups())) >= (2, 8):
 PY
 }
 
+# Makes $venv, decides which torch to use, and says what will be downloaded.
+# Sets link, the .pth file that shows $venv the torch of $python, and outside, that torch's folder or nothing.
 make_environment() {
-    local folder=""
-    if [ ! -x "$venv/bin/python" ]; then
-        folder=$(torch_folder "$python")
-        "$python" -m venv "$venv"
-        if [ -n "$folder" ]; then
-            # A .pth file rather than --system-site-packages: it also reaches a torch that lives in a virtual
-            # environment, and what is installed in $venv comes first.
-            echo "$folder" >"$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch-of-$(basename "$python").pth"
-        fi
+    [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+    link=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch-of-another-python.pth
+    # Without the link pip sees $venv alone, and installs there whatever else the other Python has.
+    rm -f "$link"
+    outside=""
+    if [ -n "$(torch_folder "$venv/bin/python")" ]; then
+        echo "setup: torch is there; other packages are at most 0.1 GB to download"
+        return
     fi
-    if folder=$(torch_folder "$venv/bin/python") && [ -n "$folder" ]; then
-        echo "setup: using torch from $folder; other packages are up to 0.1 GB to download"
+    outside=$(torch_folder "$python")
+    if [ -n "$outside" ]; then
+        echo "setup: using torch from $outside; other packages are 0.1 GB to download"
     elif [ -n "${TORCH_PIP_ARGS:-}" ]; then
         echo "setup: no torch >= 2.8 in $python; will download it with $TORCH_PIP_ARGS, and 0.1 GB of other packages"
     else
@@ -81,12 +83,14 @@ install_packages() {
     echo "setup: compiling Rust while the packages are installed"
     maturin_develop --skip-install >"$log" 2>&1 &
     cargo_job=$!
-    if [ -z "$(torch_folder "$venv/bin/python")" ]; then
+    if [ -z "$outside" ] && [ -z "$(torch_folder "$venv/bin/python")" ]; then
         # shellcheck disable=SC2086 # the variable holds several arguments
         "${pip[@]}" "torch>=2.8" ${TORCH_PIP_ARGS:-}
     fi
-    "$venv/bin/python" scripts/requirements.py test lint >"$venv/requirements.txt"
+    "$venv/bin/python" scripts/requirements.py test lint | grep -v '^torch>' >"$venv/requirements.txt"
     "${pip[@]}" --requirement "$venv/requirements.txt"
+    # A .pth file rather than --system-site-packages: it also reaches a torch inside a virtual environment.
+    [ -z "$outside" ] || echo "$outside" >"$link"
     wait "$cargo_job" || {
         cat "$log" >&2
         fail "the Rust code did not compile"

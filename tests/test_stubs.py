@@ -13,7 +13,7 @@ def test_the_stub_describes_the_extension_module():
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=550,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from abyssal import reference
 from abyssal.train.model import Attention, Dense, Layer, Sparse, TrainingModel
@@ -147,5 +147,5 @@ def write_model(model: TrainingModel, folder: Path, *, packing: str = "fp8") -> 
         text = json.dumps(values, indent=2) + "\n"
         (folder / f"{name}.json").write_text(text, encoding="utf-8")
     file = folder / "model.safetensors"
-    save_file(stored_tensors(model, packing), file, {"format": "pt"})
+    file.write_bytes(save(stored_tensors(model, packing), {"format": "pt"}))
     return file.stat().st_size

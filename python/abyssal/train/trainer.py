@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -73,6 +74,7 @@ class Trainer:
         self.model = TrainingModel(settings.architecture, seed=settings.seed)
         self.optimizer = Optimizer(self.model, settings, LANES)
         self.steps_done = 0
+        self._stop = threading.Event()
         #: Whether the weights are those between two steps; false after an interrupted update.
         self.consistent = True
 
@@ -81,6 +83,7 @@ class Trainer:
         """Hold the lanes' threads, and give each one core; everything is put back at the end."""
         threads = torch.get_num_threads()
         _keep_freed_memory()
+        self._stop.clear()
         torch.set_num_threads(1)
         # Denormal numbers appear in the gradients of sure predictions and cost a hundred times as
         # much as others.
@@ -90,6 +93,8 @@ class Trainer:
         try:
             yield
         finally:
+            # After Ctrl-C the lanes are in the middle of a step that nobody waits for.
+            self._stop.set()
             self.lanes.shutdown(wait=True, cancel_futures=True)
             torch.set_num_threads(threads)
 
@@ -154,6 +159,7 @@ class Trainer:
             length,
             dropout=settings.dropout * settings.dropped(step),
             generator=torch.Generator().manual_seed(seed),
+            stop=self._stop,
             balance=settings.balance_loss > 0,
         )
         scale = 1 / settings.batch_tokens
