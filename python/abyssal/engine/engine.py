@@ -52,10 +52,12 @@ class LLM:
         CheckpointError: the checkpoint cannot be found or is damaged.
         RequestError: a parameter out of range.
 
-    Guarantees: a request's tokens do not depend on the requests beside it. A bad request raises
-    ``RequestError`` before anything is computed; one that goes wrong on the way ends with
-    ``finish_reason="error"``; neither touches any other. Ctrl-C leaves the object usable. Several
-    threads may call it; their requests share the steps.
+    Guarantees: a request's tokens do not depend on the requests beside it, rounding apart: products
+    with packed weights have the same bits in every batch, those with plain weights are torch's,
+    whose last bits may follow the batch's shape. A bad request raises ``RequestError`` before
+    anything is computed; one that goes wrong on the way ends with ``finish_reason="error"``;
+    neither touches any other. Ctrl-C leaves the object usable. Several threads may call it; their
+    requests share the steps.
     """
 
     def __init__(

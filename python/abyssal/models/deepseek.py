@@ -6,8 +6,8 @@ module serves the engine (``forward``: a flat batch over paged latent caches) an
 (``forward_sequence``: whole sequences, differentiable).
 
 Source: DeepSeek-V2 (arXiv 2405.04434), DeepSeek-V3 (arXiv 2412.19437); the prediction layer as
-section 2.2 of the latter, on the hidden state after the final norm, as vLLM, SGLang and
-transformers run it.
+section 2.2 of the latter, on the hidden state after the final norm, as transformers
+runs it.
 """
 
 from __future__ import annotations
@@ -185,7 +185,9 @@ class DeepseekModel(nn.Module):
         super().__init__()
         self.config = config
         dtype = dtype or config.dtype
-        self.embed = nn.Embedding(config.vocab_size, config.hidden_size, dtype=dtype)
+        # ``nn.Embedding(...)`` alone would draw random numbers; on the meta device that costs seconds.
+        table = torch.empty(config.vocab_size, config.hidden_size, dtype=dtype)
+        self.embed = nn.Embedding.from_pretrained(table, freeze=False)
         self.layers = nn.ModuleList(
             DecoderLayer(config, index, sparse=sparse, dtype=dtype)
             for index, sparse in enumerate(config.moe_layers)

@@ -19,7 +19,8 @@ import torch
 from safetensors.torch import save
 
 from abyssal import reference
-from abyssal.train.model import Attention, Dense, Layer, Sparse, TrainingModel
+from abyssal.train.model import TrainingModel
+from abyssal.train.parts import Attention, Dense, Layer, Sparse
 
 BLOCK = (128, 128)
 QUANTIZATION = {

@@ -24,8 +24,9 @@ import torch.nn.functional as F
 
 from abyssal.train import fused
 from abyssal.train.documents import TokenStream
-from abyssal.train.model import Sparse, TrainingModel
+from abyssal.train.model import TrainingModel
 from abyssal.train.optimizer import Optimizer
+from abyssal.train.parts import Sparse
 from abyssal.train.settings import Settings
 
 LANES = 2
