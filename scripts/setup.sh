@@ -6,7 +6,7 @@
 #   core      compiles the extension module into python/abyssal and registers the package (editable)
 #
 # Environment: PYTHON (python3) the Python to start from; VENV (.venv); TORCH_PIP_ARGS, arguments for pip when it
-# installs torch, such as "--index-url https://download.pytorch.org/whl/cpu" for a build without CUDA.
+# installs torch, such as "--index-url URL" of the index that PyTorch names for its builds without CUDA.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -68,8 +68,8 @@ make_environment() {
         echo "setup: no torch >= 2.8 in $python; will download it with $TORCH_PIP_ARGS, and 0.1 GB of other packages"
     else
         echo "setup: no torch >= 2.8 in $python; will download torch from the package index: on Linux x86-64 about"
-        echo "setup: 3.0 GB with its CUDA libraries (6 GB on disk), elsewhere 0.1 GB; other packages 0.1 GB. For the"
-        echo "setup: 0.2 GB build without CUDA: make setup TORCH_PIP_ARGS=\"--index-url https://download.pytorch.org/whl/cpu\""
+        echo "setup: 3.0 GB with its CUDA libraries (6 GB on disk), elsewhere 0.1 GB; other packages 0.1 GB. The build"
+        echo "setup: without CUDA is 0.2 GB: make setup TORCH_PIP_ARGS=\"--index-url URL\" with the URL PyTorch names for it"
     fi
 }
 

@@ -12,4 +12,6 @@ if [ ! -x $venv/bin/pytest ]; then
     $venv/bin/python -m pip install --quiet numpy safetensors typer rich jinja2 huggingface_hub \
         hypothesis pytest pytest-benchmark pytest-timeout
 fi
-PYTHONPATH=python $venv/bin/python -m pytest --quiet -p no:cacheprovider tests/test_binding.py tests/ops
+# The comparison with transformers needs transformers, which is no part of the binding.
+PYTHONPATH=python $venv/bin/python -m pytest --quiet -p no:cacheprovider tests/test_binding.py tests/ops \
+    --ignore tests/ops/test_routing_transformers.py

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "python" / "abyssal"
 # Lower layers first. A module may import its own layer and those before it.
 LAYERS = ["errors", "_core", "reference", "ops", "nn", "models", "engine", "train", "cli"]
 # Leaf modules that need neither torch nor a layer above them.
-WITHOUT_TORCH = ["tokenizer.py", "kvcache.py", "errors.py", "__init__.py"]
+WITHOUT_TORCH = ["tokenizer.py", "tokenizer_files.py", "kvcache.py", "errors.py", "__init__.py"]
 # Where names of the checkpoint's own files may appear.
 CHECKPOINT_NAMES = re.compile(
     r"n_routed_experts|kv_a_proj_with_mqa|weight_scale_inv|moe_intermediate_size"

@@ -15,6 +15,7 @@ import torch
 
 from abyssal import SamplingParams
 from abyssal.engine import chat, memory, prompts, validate
+from abyssal.engine.shared import helpful_threads
 from abyssal.errors import RequestError
 
 from .conftest import check_empty
@@ -245,6 +246,13 @@ def test_num_threads_holds_for_the_steps_alone(open_llm) -> None:
     engine.generate(prompt_of(4), GREEDY)
     assert set(seen) == {2}
     assert torch.get_num_threads() == 1
+
+
+def test_small_models_take_one_thread_and_large_ones_leave_torchs_number(open_llm) -> None:
+    assert open_llm().num_threads == 1
+    weights = torch.nn.Linear(4_000, 4_000, bias=False, device="meta")  # 64 MB in float32
+    assert helpful_threads(weights) is None
+    assert helpful_threads(weights.to(torch.bfloat16)) == 1
 
 
 def test_checks_of_requests_hold_under_python_o() -> None:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import threading
+from concurrent.futures import CancelledError
 
 import pytest
 import torch
@@ -77,6 +79,17 @@ def test_ctrl_c_within_a_step_keeps_the_steps_before(make_settings, documents, t
     assert (state["steps_done"], state["place"]) == (3, 3 * settings.batch_tokens)
     parts, _ = train(settings, documents, tmp_path / "parts", resume=True)
     assert weights_of(parts) == weights_of(whole)
+
+
+def test_a_stop_ends_the_forward_and_the_backward_pass_at_the_next_layer(make_settings, documents):
+    model = make_trainer(make_settings(), documents).model
+    stop = threading.Event()
+    loss = model.hidden(torch.zeros(1, 8, dtype=torch.long), model.begin(8, stop=stop)).sum()
+    stop.set()
+    with pytest.raises(CancelledError):
+        loss.backward()
+    with pytest.raises(CancelledError):
+        model.hidden(torch.zeros(1, 8, dtype=torch.long), model.begin(8, stop=stop))
 
 
 def test_the_loss_falls(make_settings, documents, tmp_path):

@@ -16,7 +16,7 @@ from abyssal.engine.outputs import RequestOutput
 from abyssal.engine.prompts import Prompt, read_prompt, several
 from abyssal.engine.runner import Runner
 from abyssal.engine.sampling_params import SamplingParams
-from abyssal.engine.shared import Judged, SharedCore, progress_bar
+from abyssal.engine.shared import Judged, SharedCore, helpful_threads, progress_bar
 from abyssal.engine.text import Texts
 from abyssal.engine.validate import Limits, check_prompt, check_request
 from abyssal.errors import RequestError
@@ -35,7 +35,7 @@ class LLM:
     Args:
         path: A checkpoint folder, or ``owner/name`` in the local hub cache or on the hub.
         num_threads: Threads for torch's operations while this object computes; None leaves torch's
-            own number.
+            own number, or takes one where the weights are under 64 MB.
         dtype: Type of the activations, ``"bfloat16"`` or ``"float32"``; None takes the
             checkpoint's. Packed weights stay packed.
         kv_cache_tokens: Tokens that the latent cache holds, over all sequences; None takes the
@@ -88,8 +88,8 @@ class LLM:
                 f"kv_cache_dtype is {kv_cache_dtype!r}, allowed are auto, {', '.join(CACHE_TYPES)}"
             )
         self.path = resolve(path)
-        self.num_threads = num_threads
         self.model, self.config = load_model(self.path, dtype=dtype, progress=progress)
+        self.num_threads = num_threads or helpful_threads(self.model)
         self._texts = Texts(self.path, self.config.vocab_size)
         self._generation = GenerationConfig(self.path, self.config.eos_ids)
         self.eos_ids = self._generation.eos_ids
@@ -116,7 +116,7 @@ class LLM:
             max_num_seqs=max_num_seqs,
             max_tokens=max_num_batched_tokens,
         )
-        self._core = SharedCore(core, num_threads)
+        self._core = SharedCore(core, self.num_threads)
         self._chat: ChatFormat | None = None
 
     @property

@@ -18,6 +18,9 @@ from abyssal.errors import RequestError
 #: A judged request: the prompt's text, its token ids, and how to answer (None: logits wanted).
 Judged = tuple[str | None, list[int], SamplingParams | None]
 
+#: Weights under this size give products that are not worth a second thread.
+SMALL_MODEL_BYTES = 64_000_000
+
 
 class SharedCore:
     """Guards an ``EngineCore`` with a lock and cleans up after every caller.
@@ -94,6 +97,16 @@ class SharedCore:
         """Let go of the engine; every later call is refused."""
         with self._lock:
             self._core = None
+
+
+def helpful_threads(model: torch.nn.Module) -> int | None:
+    """Return one thread for a small model, and None (torch's own number) for any other.
+
+    The products of a small model are too short to share: a second thread brings nothing on an idle
+    machine, and on a busy one every product waits until it gets its turn.
+    """
+    size = sum(weight.numel() * weight.itemsize for weight in model.parameters())
+    return 1 if size < SMALL_MODEL_BYTES else None
 
 
 @contextmanager

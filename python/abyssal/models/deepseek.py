@@ -185,9 +185,9 @@ class DeepseekModel(nn.Module):
         super().__init__()
         self.config = config
         dtype = dtype or config.dtype
-        # ``nn.Embedding(...)`` alone would draw random numbers; on the meta device that costs seconds.
+        # ``nn.Embedding(...)`` would draw random numbers, for seconds on the meta device.
         table = torch.empty(config.vocab_size, config.hidden_size, dtype=dtype)
-        self.embed = nn.Embedding.from_pretrained(table, freeze=False)
+        self.embed = nn.Embedding(config.vocab_size, config.hidden_size, _weight=table)
         self.layers = nn.ModuleList(
             DecoderLayer(config, index, sparse=sparse, dtype=dtype)
             for index, sparse in enumerate(config.moe_layers)

@@ -30,6 +30,8 @@ def _spread(scales: Tensor, block: tuple[int, int], rows: int, columns: int) -> 
 
 def _block_amax(x: Tensor, block: tuple[int, int]) -> Tensor:
     rows, columns = x.shape[-2:]
+    if x.numel() == 0:  # torch before 2.10 pads no empty tensor
+        return x.new_zeros(*x.shape[:-2], -(-rows // block[0]), -(-columns // block[1]))
     padding = (0, -columns % block[1], 0, -rows % block[0])
     padded = torch.nn.functional.pad(x.abs().nan_to_num(nan=0.0, posinf=float("inf")), padding)
     down, across = padded.shape[-2] // block[0], padded.shape[-1] // block[1]

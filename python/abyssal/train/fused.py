@@ -8,6 +8,8 @@ composition up to the rounding of f32.
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import CancelledError
 from typing import Any
 
 import torch
@@ -16,6 +18,35 @@ from torch.autograd.function import once_differentiable
 
 #: Rows of logits that are in memory at a time.
 LOGIT_ROWS = 1024
+
+
+class _Interruptible(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, stop: threading.Event) -> torch.Tensor:  # noqa: ANN401
+        ctx.stop = stop
+        _check(stop)
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:  # noqa: ANN401
+        _check(ctx.stop)
+        return grad, None
+
+
+def _check(stop: threading.Event) -> None:
+    if stop.is_set():
+        raise CancelledError
+
+
+def interruptible(x: torch.Tensor, stop: threading.Event) -> torch.Tensor:
+    """Return ``x``; the forward and the backward pass end here once ``stop`` is set.
+
+    Raises:
+        CancelledError: ``stop`` is set.
+    """
+    result: torch.Tensor = _Interruptible.apply(x, stop)
+    return result
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import threading
-from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +29,7 @@ class Pass:
         sin: Like ``cos``.
         dropout: Share of what a layer part adds that is dropped; needs ``generator``.
         generator: Source of the dropout.
-        stop: Set to make the pass end at its next layer.
+        stop: Set to make the pass end at its next layer, forward or backward.
         balance: Whether to compute the sequence-wise balance loss.
         loads: For each routed layer in turn, int64 ``[experts]``: tokens that chose each expert.
         balance_losses: For each routed layer in turn, its balance loss, where asked for.
@@ -44,15 +43,6 @@ class Pass:
     balance: bool = False
     loads: list[torch.Tensor] = field(default_factory=list)
     balance_losses: list[torch.Tensor] = field(default_factory=list)
-
-    def check(self) -> None:
-        """Raise if the pass is to end.
-
-        Raises:
-            CancelledError: ``stop`` is set.
-        """
-        if self.stop is not None and self.stop.is_set():
-            raise CancelledError
 
     def drop(self, x: torch.Tensor, share: float) -> torch.Tensor:
         """Drop ``share`` of the values of ``x`` and scale up the others."""
@@ -222,7 +212,8 @@ class Layer(nn.Module):
 
     def forward(self, x: torch.Tensor, run: Pass) -> torch.Tensor:
         """Add both parts to the stream ``x [sequences, tokens, hidden]``."""
-        run.check()
+        if run.stop is not None:
+            x = fused.interruptible(x, run.stop)
         added = self.attention(fused.rms_norm(x, self.input_norm, self.eps), run)
         x = x + run.drop(added, run.dropout)
         added = self.feed_forward(fused.rms_norm(x, self.post_norm, self.eps), run)
