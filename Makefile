@@ -83,6 +83,8 @@ docs: build ## Make the README's picture again from the demo
 
 .PHONY: wheel
 wheel: build ## Build the wheel into dist/ and check its tag, its ABI and its size
+	@$(BIN)/python scripts/requirements.py wheel >$(VENV)/wheel-requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement $(VENV)/wheel-requirements.txt
 	rm -rf dist
 	$(BIN)/maturin build --release --locked --out dist
 	$(BIN)/auditwheel show dist/*.whl
