@@ -5,6 +5,7 @@ number of cases.
 """
 
 import os
+import signal
 import zlib
 
 import pytest
@@ -21,6 +22,11 @@ _COMMON = {
 settings.register_profile("fast", max_examples=50, derandomize=True, database=None, **_COMMON)
 settings.register_profile("full", max_examples=2000, **_COMMON)
 settings.load_profile(PROFILE)
+
+
+def pytest_configure() -> None:
+    """Take Ctrl-C, also where a shell started the tests in the background with it ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
