@@ -10,7 +10,19 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "python" / "abyssal"
 
 # Lower layers first. A module may import its own layer and those before it.
-LAYERS = ["errors", "_core", "reference", "ops", "nn", "models", "engine", "train", "cli"]
+LAYERS = [
+    "errors",
+    "machine",
+    "_core",
+    "reference",
+    "ops",
+    "nn",
+    "models",
+    "engine",
+    "train",
+    "bench",
+    "cli",
+]
 # Leaf modules that need neither torch nor a layer above them.
 WITHOUT_TORCH = ["tokenizer.py", "tokenizer_files.py", "kvcache.py", "errors.py", "__init__.py"]
 # Where names of the checkpoint's own files may appear.
@@ -81,7 +93,7 @@ def test_the_tokenizer_and_the_page_cache_do_not_import_torch(name):
 
 
 def test_only_the_extension_is_imported_by_name_outside_its_users():
-    users = {"__init__", "ops", "tokenizer", "tokenizer_files", "kvcache", "engine", "cli"}
+    users = {"__init__", "ops", "tokenizer", "tokenizer_files", "kvcache", "engine", "bench", "cli"}
     for path in modules():
         if any(name.startswith("abyssal._core") for name in imported(path)):
             assert layer_of(path) in users, path.relative_to(ROOT)

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("abyssal.cli.inspect", "Describe a checkpoint without loading it."),
     "evaluate": ("abyssal.cli.evaluate", "Score text files: bits per byte and perplexity."),
     "train": ("abyssal.cli.train", "Train a small model of the family."),
+    "bench": ("abyssal.cli.bench", "Measure speed beside a named peer."),
 }
 
 DESCRIPTION = "The DeepSeek model family in PyTorch, on the computer people have."

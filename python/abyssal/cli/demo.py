@@ -109,8 +109,8 @@ def figures(
     """
     from abyssal import _core
     from abyssal.cli import measure
-    from abyssal.cli.machine import processor_name
     from abyssal.cli.size import Sizes, human_count
+    from abyssal.machine import processor_name
     from abyssal.models import open_checkpoint
 
     sizes = Sizes.of(llm.config)
@@ -187,7 +187,7 @@ def _next_steps(console: Console) -> None:
     from rich.text import Text
 
     from abyssal.cli.catalog import CATALOG
-    from abyssal.cli.machine import memory_bytes
+    from abyssal.machine import memory_bytes
 
     memory = memory_bytes()
     has = human_bytes(memory) if memory else "an unknown amount"

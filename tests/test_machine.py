@@ -1,6 +1,6 @@
 import os
 
-from abyssal.cli.machine import memory_bytes, processor_name
+from abyssal.machine import memory_bytes, processor_name
 
 
 def test_memory_is_the_machines_where_no_limit_is_set(tmp_path):
