@@ -146,7 +146,7 @@ def write_v4(prompt: Prompt, talk: Conversation) -> None:
             "\n\nYou MUST strictly follow the above defined tool name and parameter schemas to "
             "invoke tool calls.\n"
         )
-    messages = [each for each in talk.messages if each.role != "system"]
+    messages = _merged([each for each in talk.messages if each.role != "system"])
     question = max(_last(messages, "user"), _last(messages, "tool"))
     for place, message in enumerate(messages):
         if message.role in ("user", "tool"):
@@ -163,6 +163,18 @@ def write_v4(prompt: Prompt, talk: Conversation) -> None:
             _write_v4_answer(prompt, message, keeps=keeps)
     if talk.opened and not (messages and messages[-1].prefix):
         prompt.template(ASSISTANT + (THINK if talk.thinking else END_THINK))
+
+
+def _merged(messages: Sequence[Message]) -> list[Message]:
+    """Make one message of a user's messages in a row."""
+    merged: list[Message] = []
+    for message in messages:
+        if message.role == "user" and merged and merged[-1].role == "user":
+            texts = filter(None, (merged[-1].content, message.content))
+            merged[-1] = Message("user", "\n\n".join(texts))
+        else:
+            merged.append(message)
+    return merged
 
 
 def _write_v4_answer(prompt: Prompt, message: Message, *, keeps: bool) -> None:

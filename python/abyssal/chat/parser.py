@@ -19,7 +19,7 @@ from abyssal.chat.calls import AGAIN, DsmlCalls, TokenCalls
 from abyssal.chat.parts import Delta, Kind, to_message
 from abyssal.chat.prompt import Vocabulary
 from abyssal.chat.scan import Marks, stretches
-from abyssal.chat.spelling import END, END_THINK, THINK
+from abyssal.chat.spelling import DSML, END, END_THINK, THINK
 from abyssal.errors import RequestError
 
 Style = Literal["fenced", "plain", "function_calls", "tool_calls"]
@@ -108,8 +108,10 @@ class AnswerParser:
         if self._by_ids:
             self._feed(self._stream.finish())
         held, self._held = self._held, ""
+        if self._tag in held:
+            held, self._newlines = "", 0  # a tag of a tool call that was cut short is no text
         while held and not self._step(held, ""):
-            pass
+            pass  # any other beginning of a mark is
         self._say_newlines()
         self._finished = True
         return self._take()
@@ -153,7 +155,7 @@ class AnswerParser:
 
         self._think = inside(THINK) if self._thinks else ""
         self._end_think = inside(END_THINK) if self._thinks else ""
-        self._end = inside(END)
+        self._end, self._tag = inside(END), inside(DSML)
         self._calls: TokenCalls | DsmlCalls | None = None
         if self._style in ("fenced", "plain"):
             self._calls = TokenCalls(inside, fenced=self._style == "fenced")

@@ -28,6 +28,7 @@ class Marks:
         self._beginnings = frozenset(
             mark[:length] for mark in self._marks for length in range(1, len(mark))
         )
+        self._firsts = {mark[0] for mark in self._marks}
         self._longest = max(map(len, self._marks), default=0)
 
     def find(self, text: str, start: int) -> tuple[int, str] | None:
@@ -41,10 +42,14 @@ class Marks:
 
     def kept_back(self, text: str, start: int) -> int:
         """Return how many characters at the end may be the beginning of a mark."""
-        for length in range(min(self._longest - 1, len(text) - start), 0, -1):
-            if text[len(text) - length :] in self._beginnings:
-                return length
-        return 0
+        kept = 0
+        for first in self._firsts:
+            place = text.find(first, max(start, len(text) - self._longest + 1))
+            while place >= 0 and text[place:] not in self._beginnings:
+                place = text.find(first, place + 1)
+            if place >= 0:
+                kept = max(kept, len(text) - place)
+        return kept
 
 
 def stretches(text: str) -> Iterator[str]:
