@@ -116,6 +116,13 @@ class Talk:
         self._rng.shuffle(results)
         return [self._answer() | {"tool_calls": calls}, *results]
 
+    def simple_names(self) -> dict[str, str]:
+        """Give functions names that any format accepts."""
+        functions = [tool["function"] for tool in self.tools or []]
+        for message in self.messages:
+            functions += [call["function"] for call in message.get("tool_calls", ())]
+        return {function["name"]: f"f{place}" for place, function in enumerate(functions)}
+
     def texts(self, rng: random.Random, tokens: list[str]) -> dict[str, str]:
         """Draw a hostile text for each placeholder."""
         drawn = {}

@@ -26,16 +26,6 @@ def conversation(messages, tools, thinking, effort):
     return recipe.ChatCompletionRequest(body).convert(recipe.ConversionOptions()).conversation
 
 
-def named(talk: Talk, texts: dict[str, str]) -> dict[str, str]:
-    """Give functions names that the published encoder accepts."""
-    names = []
-    for tool in talk.tools or []:
-        names.append(tool["function"]["name"])
-    for message in talk.messages:
-        names += [call["function"]["name"] for call in message.get("tool_calls", ())]
-    return texts | {name: f"f{place}" for place, name in enumerate(names)}
-
-
 @pytest.mark.parametrize("thinking", [True, False])
 def test_v4_has_the_ids_of_the_published_encoder(
     thinking, tokenizer, tokenizer_folder, seed, full_profile
@@ -50,7 +40,7 @@ def test_v4_has_the_ids_of_the_published_encoder(
     tokens = [token for token in tokenizer.added_tokens if not GROUNDING.search(token)]
     for _ in range(5_000 if full_profile else 500):
         talk = Talk(rng, tools=True)
-        texts = named(talk, talk.texts(rng, tokens))
+        texts = talk.texts(rng, tokens) | talk.simple_names()
         # Empty texts are joined in ways of their own.
         texts |= {place: "" for place in texts if rng.random() < 0.05 and place not in talk.plain}
         messages, tools = filled(talk.messages, texts), filled(talk.tools, texts)

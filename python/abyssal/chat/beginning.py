@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import Any, Literal
 
 from abyssal.chat.parser import AnswerParser, Part, Style
 from abyssal.chat.prompt import Vocabulary, as_list
@@ -52,3 +52,10 @@ def parser_for(
         thinks=thoughts != "none",
         call_id=call_id,
     )
+
+
+def parse_whole(parser: AnswerParser, answer: str | Iterable[int]) -> dict[str, Any]:
+    """Take a whole answer apart; return the message in OpenAI's form."""
+    parser.push(answer)
+    parser.finish()
+    return parser.message()

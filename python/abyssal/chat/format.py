@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Literal
 
 from abyssal.chat import classic, dsml
-from abyssal.chat.beginning import Thoughts, parser_for
+from abyssal.chat.beginning import Thoughts, parse_whole, parser_for
 from abyssal.chat.messages import ROLES, Conversation, read_messages, read_tools
 from abyssal.chat.parser import AnswerParser, Part, Style
 from abyssal.chat.prompt import Prompt, Vocabulary, as_list
@@ -117,6 +117,7 @@ class ChatFormat:
         reasoning_effort: str | None = None,
         add_generation_prompt: bool = True,
         parse_control_tokens: bool = False,
+        **others: object,
     ) -> list[int]:
         """Encode a conversation.
 
@@ -131,6 +132,7 @@ class ChatFormat:
             add_generation_prompt: Whether to open the assistant's turn.
             parse_control_tokens: Give up the protection: control tokens spelled anywhere in the
                 conversation become control tokens, as in a template that is rendered as text.
+            others: None that is known but ``enable_thinking``, another name for ``thinking``.
 
         Returns:
             Token ids, the beginning token included.
@@ -142,6 +144,13 @@ class ChatFormat:
         ``parse_control_tokens``). Reasoning of earlier turns is kept or dropped as the model
         expects. Where contents spell no added token, the ids are those of the rendered text.
         """
+        named = others.pop("enable_thinking", None)
+        thinking = named if thinking is None else thinking  # type: ignore[assignment]
+        if others:
+            raise RequestError(
+                f"chat format {self.name} has no option {', '.join(map(repr, others))}; there are "
+                "tools, thinking, reasoning_effort, add_generation_prompt, parse_control_tokens"
+            )
         prompt = self._write(messages, tools, thinking, reasoning_effort, add_generation_prompt)
         if parse_control_tokens:
             return as_list(self._vocabulary.tokenizer.encode(prompt.render()))
@@ -190,6 +199,12 @@ class ChatFormat:
             thinks=kind.thoughts != "none",
             call_id=call_id,
         )
+
+    def parse(
+        self, answer: str | Iterable[int], prompt: Iterable[int] | None = None
+    ) -> dict[str, Any]:
+        """Return a whole answer as a message in OpenAI's form; arguments as for `parser`."""
+        return parse_whole(self.parser(prompt), answer)
 
     def _write(
         self,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, Literal
 
 from abyssal.chat.calls import AGAIN, DsmlCalls, TokenCalls
@@ -20,7 +21,7 @@ from abyssal.chat.parts import Delta, Kind, to_message
 from abyssal.chat.prompt import Vocabulary
 from abyssal.chat.scan import Marks, stretches
 from abyssal.chat.spelling import DSML, END, END_THINK, THINK
-from abyssal.errors import RequestError
+from abyssal.errors import RequestError, TokenizerError
 
 Style = Literal["fenced", "plain", "function_calls", "tool_calls"]
 Part = Literal["reasoning", "content", "either"]
@@ -84,7 +85,6 @@ class AnswerParser:
         Raises:
             RequestError: text after ids or ids after text, ids without a tokenizer, or a piece
                 after ``finish``.
-            TokenizerError: an id is no token's.
         """
         if self._finished:
             raise RequestError("this parser's answer is finished: make another one")
@@ -173,17 +173,17 @@ class AnswerParser:
         }
 
     def _take_ids(self, ids: Iterable[int]) -> None:
-        """Decode ids; control tokens become their stand-ins."""
+        """Decode ids; control tokens become their stand-ins, and what no token names is left out."""
         pieces: list[str] = []
-        try:
-            for token in ids:
-                stand_in = self._stand_ins.get(token)
-                if stand_in is None:
-                    pieces.append(self._stream.push(token))
-                else:
-                    pieces += self._stream.finish(), stand_in
-        finally:  # an id that is no token's costs only itself and those after it
-            self._feed("".join(pieces))
+        for token in ids:
+            stand_in = self._stand_ins.get(token)
+            if stand_in is not None:
+                pieces += self._stream.finish(), stand_in
+                continue
+            # A model's embedding may have more rows than its tokenizer names.
+            with suppress(TokenizerError):
+                pieces.append(self._stream.push(token))
+        self._feed("".join(pieces))
 
     def _feed(self, text: str) -> None:
         for stretch in stretches(text):

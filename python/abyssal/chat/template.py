@@ -24,7 +24,7 @@ import jinja2
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from abyssal.chat.beginning import parser_for
+from abyssal.chat.beginning import parse_whole, parser_for
 from abyssal.chat.messages import check_messages, check_text
 from abyssal.chat.parser import AnswerParser, Style
 from abyssal.chat.prompt import Vocabulary, as_list, encode_text
@@ -147,6 +147,12 @@ class TemplateFormat:
             thoughts="free" if END_THINK in self._source else "none",
             call_id=call_id,
         )
+
+    def parse(
+        self, answer: str | Iterable[int], prompt: Iterable[int] | None = None
+    ) -> dict[str, Any]:
+        """Return a whole answer as a message in OpenAI's form; arguments as for `parser`."""
+        return parse_whole(self.parser(prompt), answer)
 
     def _disguise(self, texts: list[str]) -> tuple[dict[int, str], dict[int, str]]:
         """Return what to replace in contents, and what to put back."""
