@@ -43,7 +43,10 @@ def small_tokenizer(tokenizer_folder: Path, tmp_path: Path) -> Callable[..., Tok
     settings["model"]["vocab"], settings["model"]["merges"] = {}, []
 
     def make(
-        added: list[str], letters: list[str] | None = None, template: str | None = None
+        added: list[str],
+        letters: list[str] | None = None,
+        template: str | None = None,
+        turns: list[str] = TURNS,
     ) -> Tokenizer:
         peer = HuggingFaceTokenizer.from_str(json.dumps(settings))
         trainer = trainers.BpeTrainer(
@@ -54,7 +57,7 @@ def small_tokenizer(tokenizer_folder: Path, tmp_path: Path) -> Callable[..., Tok
         )
         peer.train_from_iterator(["the word and the other words of the text"], trainer)
         # As in the published files, the tokens of turns are not marked special.
-        peer.add_tokens([AddedToken(each, special=False, normalized=True) for each in TURNS])
+        peer.add_tokens([AddedToken(each, special=False, normalized=True) for each in turns])
         peer.add_tokens([AddedToken(each, special=False) for each in [*added, *(letters or ())]])
         peer.save(str(tmp_path / "tokenizer.json"))
         config = {"bos_token": SENTENCE[0], "eos_token": SENTENCE[1]}

@@ -49,7 +49,7 @@ def parser_for(
         vocabulary,
         begins=begins,
         goes_on=goes_on,
-        thinks=thoughts != "none",
+        thinks=thinks or thoughts != "none",
         call_id=call_id,
     )
 

@@ -19,11 +19,10 @@ joined at the front, levels of effort) and with which this agrees.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
-from abyssal.chat.messages import Call, Conversation, Message, to_json
+from abyssal.chat.messages import Call, Conversation, Message, read_arguments, to_json
 from abyssal.chat.prompt import Prompt
 from abyssal.chat.spelling import ASSISTANT, BEGIN, DSML, END, END_THINK, REMINDER, THINK, USER
 
@@ -197,29 +196,16 @@ def _write_calls(prompt: Prompt, calls: Sequence[Call], block: str, *, empty: st
         prompt.template(f'<{DSML}invoke name="')
         prompt.content(call.name)
         prompt.template('">\n')
-        parameters = _parameters(call.arguments)
+        parameters = read_arguments(call.arguments)
         for name, value in parameters.items():
             prompt.template(f'<{DSML}parameter name="')
             prompt.content(name)
             is_text = isinstance(value, str)
             prompt.template(f'" string="{"true" if is_text else "false"}">')
-            prompt.content(value if is_text else to_json(value, f"an argument of {call.name}"))
+            prompt.content(value if is_text else to_json(value))
             prompt.template(f"</{DSML}parameter>\n")
         prompt.template(("" if parameters else empty) + f"</{DSML}invoke>\n")
     prompt.template(f"</{DSML}{block}>")
-
-
-def _parameters(arguments: str) -> dict[str, Any]:
-    """Return a call's arguments; text that is no JSON object is one argument of that name."""
-    try:
-        value = json.loads(arguments, parse_constant=_refuse)
-    except (ValueError, RecursionError):
-        value = None
-    return value if isinstance(value, dict) else {"arguments": arguments}
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
 
 
 def _define_v32(prompt: Prompt, talk: Conversation) -> None:

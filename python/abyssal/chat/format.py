@@ -214,7 +214,13 @@ class ChatFormat:
         effort: str | None,
         opened: bool,
     ) -> Prompt:
-        read = read_messages(messages, roles=self._kind.roles, joiner=self._kind.joiner)
+        kind = self._kind
+        read = read_messages(
+            messages,
+            roles=kind.roles,
+            joiner=kind.joiner,
+            as_objects=kind.style in ("function_calls", "tool_calls"),
+        )
         if opened and read[-1].calls:
             raise RequestError(
                 f"message {len(read) - 1} has {len(read[-1].calls)} tool calls, but 0 tool results "

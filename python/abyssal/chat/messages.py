@@ -87,6 +87,7 @@ def read_messages(
     *,
     roles: Sequence[str] = ROLES,
     joiner: str = "\n",
+    as_objects: bool = False,
 ) -> tuple[Message, ...]:
     """Check a conversation.
 
@@ -96,6 +97,7 @@ def read_messages(
             a tool's ``tool_call_id``.
         roles: The roles that the format has.
         joiner: What stands between the parts of a content.
+        as_objects: Whether the format writes the arguments of calls one by one.
 
     Returns:
         The messages, tool results in the order of their calls.
@@ -105,6 +107,13 @@ def read_messages(
     """
     check_messages(messages)
     read = [_read(message, place, roles, joiner) for place, message in enumerate(messages)]
+    for place, message in enumerate(read if as_objects else ()):
+        for index, call in enumerate(message.calls):
+            # An escape in JSON text may stand for what has no UTF-8 form.
+            where = f"message {place}: tool call {index}: arguments"
+            to_json(read_arguments(call.arguments), where)
+    if read[0].role == "tool":
+        raise RequestError("message 0 is a tool result, but no message calls a tool before it")
     place = 0
     while place < len(read):
         calls = read[place].calls
@@ -241,6 +250,19 @@ def read_tools(tools: Any) -> tuple[Mapping[str, Any], ...]:  # noqa: ANN401 - w
         to_json(function, f"tool {index}")
         found.append(function)
     return tuple(found)
+
+
+def read_arguments(arguments: str) -> dict[str, Any]:
+    """Return a call's arguments; text that is no JSON object is one argument of that name."""
+    try:
+        value = json.loads(arguments, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        value = None
+    return value if isinstance(value, dict) else {"arguments": arguments}
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def to_json(value: Any, where: str = "the value") -> str:  # noqa: ANN401 - JSON

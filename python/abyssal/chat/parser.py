@@ -173,7 +173,7 @@ class AnswerParser:
         }
 
     def _take_ids(self, ids: Iterable[int]) -> None:
-        """Decode ids; control tokens become their stand-ins, and what no token names is left out."""
+        """Decode ids; control tokens become their stand-ins, ids that no token has nothing."""
         pieces: list[str] = []
         for token in ids:
             stand_in = self._stand_ins.get(token)

@@ -7,9 +7,9 @@ token cannot do without ("<" and "｜", say) is replaced by a private one, and p
 A control token in the rendered text has therefore been written by the template, even where a half
 of one stood at the border of a message. The text between is encoded as text.
 
-One spelling is left alone: ``<think>`` and ``</think>`` in an assistant's messages, which many
-templates look for to drop earlier reasoning. Where a template lets them stand, they become the
-control tokens.
+One spelling is left alone: ``<think>`` and ``</think>`` in the content of an assistant's messages,
+which many templates look for to drop earlier reasoning. Where a template lets them stand, they
+become the control tokens.
 """
 
 from __future__ import annotations
@@ -180,13 +180,10 @@ class TemplateFormat:
             "add_generation_prompt": True,
             "bos_token": tokenizer.bos_token or "",
             "eos_token": tokenizer.eos_token or "",
-            **_dressed(given, put_on, spare_thoughts=False),
+            **_dressed(given, put_on),
         }
         try:
-            dressed = [
-                _dressed(message, put_on, spare_thoughts=message["role"] == "assistant")
-                for message in messages
-            ]
+            dressed = [_dressed_message(message, put_on) for message in messages]
             return self._template.render(messages=dressed, **settings)
         except Exception as error:  # a template may fail in any way its functions can
             raise RequestError(f"the chat template refuses these messages: {error}") from error
@@ -216,22 +213,25 @@ def _texts(value: Any) -> Iterable[str]:  # noqa: ANN401 - JSON
             waiting += value.values() if isinstance(value, Mapping) else ()
 
 
-def _dressed(value: Any, put_on: Mapping[int, str], *, spare_thoughts: bool) -> Any:  # noqa: ANN401
+def _dressed_message(message: Mapping[str, Any], put_on: Mapping[int, str]) -> dict[str, Any]:
+    """Copy a message with its texts disguised, but for the marks of an assistant's reasoning."""
+    dressed: dict[str, Any] = _dressed(message, put_on)
+    for key in ("content", "reasoning_content", "reasoning"):
+        text = message.get(key)
+        if message["role"] == "assistant" and isinstance(text, str):
+            pieces = enumerate(_THOUGHT.split(text))
+            dressed[key] = "".join(p if i % 2 else p.translate(put_on) for i, p in pieces)
+    return dressed
+
+
+def _dressed(value: Any, put_on: Mapping[int, str]) -> Any:  # noqa: ANN401 - JSON
     """Copy a value with every text in it disguised."""
     if isinstance(value, str):
-        if not spare_thoughts:
-            return value.translate(put_on)
-        pieces = _THOUGHT.split(value)
-        return "".join(p if i % 2 else p.translate(put_on) for i, p in enumerate(pieces))
+        return value.translate(put_on)
     if isinstance(value, Mapping):
-        return {
-            _dressed(key, put_on, spare_thoughts=False): _dressed(
-                each, put_on, spare_thoughts=spare_thoughts
-            )
-            for key, each in value.items()
-        }
+        return {_dressed(key, put_on): _dressed(each, put_on) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_dressed(each, put_on, spare_thoughts=spare_thoughts) for each in value]
+        return [_dressed(each, put_on) for each in value]
     return value
 
 
