@@ -110,20 +110,27 @@ def _answer(llm: LLM, prompt: list[int], params: SamplingParams) -> Message:
     """Stream one answer to standard output; its thoughts and its speed to standard error."""
     from abyssal.cli.console import Speed, notes, printable, steps
 
+    speed, aside, done, thinks = Speed(), notes(), 0, False
+    parser = llm.chat_format.parser(prompt, tools=False)
+
     def show(deltas: Iterable[Delta]) -> None:
+        nonlocal thinks
         for delta in deltas:
-            if delta.kind == "reasoning":
+            if thinks and delta.kind == "content":
+                aside.print()
+            thinks = delta.kind == "reasoning"
+            if thinks:
                 aside.print(printable(delta.text), style="dim", markup=False, end="")
             else:
                 sys.stdout.write(printable(delta.text) if sys.stdout.isatty() else delta.text)
                 sys.stdout.flush()
 
-    speed, aside, done = Speed(), notes(), 0
-    parser = llm.chat_format.parser(prompt, tools=False)
     for answer in steps(llm.stream(prompt, params), speed):
         show(parser.push(answer.token_ids[done:]))
         done = len(answer.token_ids)
     show(parser.finish())
+    if thinks:
+        aside.print()
     sys.stdout.write("\n")
     sys.stdout.flush()
     aside.print(speed.line(), style="dim", markup=False)
