@@ -11,7 +11,7 @@ from abyssal.chat import classic, dsml
 from abyssal.chat.beginning import Thoughts, parse_whole, parser_for
 from abyssal.chat.messages import ROLES, Conversation, read_messages, read_tools
 from abyssal.chat.parser import AnswerParser, Part, Style
-from abyssal.chat.prompt import Prompt, Vocabulary, as_list
+from abyssal.chat.prompt import Prompt, Vocabulary, encode_text
 from abyssal.chat.spelling import REQUIRED
 from abyssal.errors import RequestError
 from abyssal.tokenizer import Tokenizer
@@ -153,7 +153,7 @@ class ChatFormat:
             )
         prompt = self._write(messages, tools, thinking, reasoning_effort, add_generation_prompt)
         if parse_control_tokens:
-            return as_list(self._vocabulary.tokenizer.encode(prompt.render()))
+            return encode_text(self._vocabulary, prompt.render(), safe=False)
         return prompt.encode()
 
     def render(

@@ -131,13 +131,13 @@ class Prompt:
         return ids
 
 
-def encode_text(vocabulary: Vocabulary, text: str) -> list[int]:
-    """Encode text that must not become a control token; errors as `Prompt.encode`."""
+def encode_text(vocabulary: Vocabulary, text: str, *, safe: bool = True) -> list[int]:
+    """Encode text; if ``safe``, none of it may become a control token. Errors: `Prompt.encode`."""
     try:
-        ids = as_list(vocabulary.tokenizer.encode(text, parse_special=False))
+        ids = as_list(vocabulary.tokenizer.encode(text, parse_special=not safe))
     except TokenizerError as error:
         raise RequestError(f"the conversation cannot be encoded: {error}") from error
-    if not vocabulary.ids.isdisjoint(ids):
+    if safe and not vocabulary.ids.isdisjoint(ids):
         token = next(token for token in ids if token in vocabulary.ids)
         raise RequestError(
             f"this tokenizer turns plain text into its control token {token}: "

@@ -27,7 +27,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from abyssal.chat.beginning import parse_whole, parser_for
 from abyssal.chat.messages import check_messages, check_text
 from abyssal.chat.parser import AnswerParser, Style
-from abyssal.chat.prompt import Vocabulary, as_list, encode_text
+from abyssal.chat.prompt import Vocabulary, encode_text
 from abyssal.chat.spelling import CALLS, DSML, END_THINK
 from abyssal.errors import RequestError
 from abyssal.tokenizer import Tokenizer
@@ -97,9 +97,8 @@ class TemplateFormat:
         Guarantees: but for the exception above, every id of an added token was written by the
             template. Where contents spell no added token, the ids are those of the rendered text.
         """
-        tokenizer = self._vocabulary.tokenizer
         if parse_control_tokens:
-            return as_list(tokenizer.encode(self.render(messages, **variables)))
+            return encode_text(self._vocabulary, self.render(messages, **variables), safe=False)
         texts = list(_texts(messages)) + list(_texts(variables))
         put_on, take_off = self._disguise(texts)
         rendered = self._render(messages, variables, put_on)
@@ -111,10 +110,10 @@ class TemplateFormat:
                 plain.append(piece)
                 continue
             # Between control tokens nothing merges, so the pieces may be encoded one by one.
-            ids += as_list(tokenizer.encode("".join(plain)))
+            ids += encode_text(self._vocabulary, "".join(plain), safe=False)
             ids += encode_text(self._vocabulary, text)
             plain.clear()
-        return ids + as_list(tokenizer.encode("".join(plain)))
+        return ids + encode_text(self._vocabulary, "".join(plain), safe=False)
 
     def render(
         self,
