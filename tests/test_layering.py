@@ -85,11 +85,17 @@ def test_lower_layers_do_not_import_higher_ones():
                 assert parts[1] not in above, f"{path.relative_to(ROOT)} imports {name}"
 
 
-@pytest.mark.parametrize("name", WITHOUT_TORCH)
-def test_the_tokenizer_and_the_page_cache_do_not_import_torch(name):
-    bad = {module.split(".")[0] for module in imported(PACKAGE / name, top_level_only=True)}
+CHAT = [f"chat/{path.name}" for path in sorted((PACKAGE / "chat").glob("*.py"))]
+
+
+@pytest.mark.parametrize("name", WITHOUT_TORCH + CHAT)
+def test_tokenizer_chat_formats_and_page_cache_do_not_import_torch(name):
+    modules = imported(PACKAGE / name, top_level_only=True)
+    bad = {module.split(".")[0] for module in modules}
     assert "torch" not in bad
     assert "transformers" not in bad
+    layers = {module.split(".")[1] for module in modules if module.startswith("abyssal.")}
+    assert layers.isdisjoint({"ops", "nn", "models", "engine", "train", "cli"})
 
 
 def test_only_the_extension_is_imported_by_name_outside_its_users():
