@@ -61,6 +61,22 @@ pub enum Error {
         /// Tokens reserved: the greatest count allowed.
         reserved: u64,
     },
+    /// The number of token ids is not that of the tokens whose ids are missing.
+    TokenIds {
+        /// Ids given.
+        given: usize,
+        /// Tokens up to `computed` whose ids neither `open` nor an earlier commit told.
+        expected: u64,
+    },
+    /// A row of the block table cannot have so many entries of this sequence.
+    Written {
+        /// The count given.
+        given: i32,
+        /// Pages of the sequence before the step.
+        pages: usize,
+    },
+    /// Cached tokens cannot be a multiple of 0.
+    MultipleOf,
     /// A sequence with reserved tokens that are not computed cannot be forked.
     ForkUncomputed {
         /// Tokens computed.
@@ -125,6 +141,19 @@ impl fmt::Display for Error {
                     "computed is {given}, allowed are {computed} (computed before) to {reserved} (reserved)"
                 )
             }
+            Self::TokenIds { given, expected } => {
+                write!(
+                    f,
+                    "token_ids has {given} entries, expected {expected}: the computed tokens whose ids are not known"
+                )
+            }
+            Self::Written { given, pages } => {
+                write!(
+                    f,
+                    "written is {given}, allowed are 0 to {pages} (pages of the sequence)"
+                )
+            }
+            Self::MultipleOf => f.write_str("multiple_of is 0, allowed are 1 and more"),
             Self::ForkUncomputed { computed, reserved } => {
                 write!(
                     f,
@@ -194,6 +223,21 @@ mod tests {
                     reserved: 8,
                 },
                 "computed is 9, allowed are 2 (computed before) to 8 (reserved)",
+            ),
+            (
+                Error::TokenIds {
+                    given: 3,
+                    expected: 2,
+                },
+                "token_ids has 3 entries, expected 2: the computed tokens whose ids are not known",
+            ),
+            (
+                Error::Written { given: 5, pages: 4 },
+                "written is 5, allowed are 0 to 4 (pages of the sequence)",
+            ),
+            (
+                Error::MultipleOf,
+                "multiple_of is 0, allowed are 1 and more",
             ),
             (
                 Error::ForkUncomputed {
