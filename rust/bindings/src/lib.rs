@@ -12,6 +12,7 @@ use crate::error::BindError;
 mod dlpack;
 mod dtype;
 mod error;
+mod integers;
 mod kvcache;
 mod quant;
 mod routing;

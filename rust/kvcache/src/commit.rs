@@ -34,6 +34,17 @@ impl PageCache {
         self.commit_rows(handles, computed, publish, Some(token_ids))
     }
 
+    /// How many tokens such a commit would say to be computed; those of handles that name nothing are left out.
+    pub fn uncommitted(&self, handles: &[Handle], computed: &[u64]) -> u64 {
+        let new = handles
+            .iter()
+            .zip(computed)
+            .filter_map(|(&handle, &given)| {
+                Some(given.saturating_sub(self.slots.get(handle).ok()?.computed))
+            });
+        new.fold(0, u64::saturating_add)
+    }
+
     fn commit_rows(
         &mut self,
         handles: &[Handle],
