@@ -1,6 +1,7 @@
 # What the compiled module has; `make lint` compares this file with it (mypy.stubtest).
 # Tensors may be torch tensors, numpy arrays or other buffers; that cannot be written as one type
 # without importing torch, so they are `object` here and checked at run time.
+import os
 from collections.abc import Sequence
 from typing import Final, final
 
@@ -8,6 +9,7 @@ __all__ = [
     "DecodeStream",
     "OutOfPages",
     "PageCache",
+    "SavedPrefix",
     "Tokenizer",
     "__version__",
     "cpu_tier",
@@ -15,11 +17,13 @@ __all__ = [
     "dequantize_mxfp4",
     "fp8_linear",
     "mxfp4_linear",
+    "page_identities",
     "permute",
     "quantize_fp8",
     "quantize_mxfp4",
     "route",
     "route_table",
+    "save_prefix",
 ]
 
 __version__: str
@@ -126,3 +130,33 @@ class PageCache:
     def page_size(self) -> int: ...
     @property
     def free_pages(self) -> int: ...
+
+def save_prefix(
+    path: str | os.PathLike[str],
+    token_ids: object,
+    pages: object,
+    *,
+    fingerprint: str,
+    dtype: str,
+    page_size: int = 64,
+) -> None: ...
+def page_identities(token_ids: object, page_size: int = 64, salt: bytes = b"") -> list[bytes]: ...
+
+@final
+class SavedPrefix:
+    @staticmethod
+    def open(
+        path: str | os.PathLike[str], *, fingerprint: str, dtype: str, mapped: bool = True
+    ) -> SavedPrefix: ...
+    @property
+    def token_ids(self) -> memoryview[int]: ...
+    @property
+    def pages(self) -> memoryview[int]: ...
+    @property
+    def num_pages(self) -> int: ...
+    @property
+    def page_size(self) -> int: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...

@@ -2,6 +2,7 @@
 //!
 //! Calls are short, so most of them keep the interpreter; it is released where the work can exceed some microseconds.
 
+use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use abyssal_kvcache::{Error, Handle, Limits, PageCache as Pages};
@@ -20,6 +21,8 @@ impl From<Error> for BindError {
             Error::OutOfPages { .. } => Self::OutOfPages(error.to_string()),
             // A damaged cache is a bug of this package, not a wrong argument.
             Error::Corrupt { .. } => Self::Panic(error.to_string()),
+            Error::Io { kind, .. } => Self::Io(io::Error::new(kind, error.to_string())),
+            _ if error.is_about_saved_file() => Self::SavedPrefix(error.to_string()),
             _ => Self::value_error(error),
         }
     }

@@ -345,9 +345,12 @@ impl World {
     fn stale(&mut self) {
         if let Some(&handle) = self.closed.get(self.random.below(8) as usize) {
             let error = Error::StaleHandle { handle: handle.0 };
-            assert_eq!(self.real.close(handle), Err(error));
-            assert_eq!(self.real.fork(handle), Err(error));
-            assert_eq!(self.real.commit(&[handle], &[0], &[true]), Err(error));
+            assert_eq!(self.real.close(handle), Err(error.clone()));
+            assert_eq!(self.real.fork(handle), Err(error.clone()));
+            assert_eq!(
+                self.real.commit(&[handle], &[0], &[true]),
+                Err(error.clone())
+            );
             assert_eq!(self.real.step(&[handle], &[1], &mut [0; 9], 9), Err(error));
         }
     }
