@@ -4,11 +4,12 @@
 
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use abyssal_kvcache::{Error, Handle, Limits, PageCache as Pages};
+use abyssal_kvcache::{Error, EventForm, Handle, Limits, Options, PageCache as Pages};
 use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
-use pyo3::types::{PyBool, PyDict};
+use pyo3::types::{PyBool, PyBytes, PyDict};
 
 use crate::error::BindError;
 use crate::integers::Integers;
@@ -45,6 +46,7 @@ const MANY: u64 = 4096;
 ///     num_pages: pages in all, 1 to 2**31 - 1.
 ///     page_size: tokens in a page, at least 1.
 ///     reuse: whether pages are ever matched; if not, ``commit`` ignores ``publish``.
+///     events: whether ``take_events`` tells which pages can be matched.
 ///
 /// Raises:
 ///     ValueError: a size out of range.
@@ -93,19 +95,15 @@ impl PageCache {
 #[pymethods]
 impl PageCache {
     #[new]
-    #[pyo3(signature = (num_pages, page_size = 64, *, reuse = true))]
-    fn new(num_pages: i64, page_size: i64, reuse: bool) -> Result<Self, BindError> {
+    #[pyo3(signature = (num_pages, page_size = 64, *, reuse = true, events = false))]
+    fn new(num_pages: i64, page_size: i64, reuse: bool, events: bool) -> Result<Self, BindError> {
         let size = |name: &str, value: i64| {
             usize::try_from(value).map_err(|_| {
                 BindError::value_error(format!("{name} is {value}, allowed are 1 and more"))
             })
         };
         let (num_pages, page_size) = (size("num_pages", num_pages)?, size("page_size", page_size)?);
-        let pages = if reuse {
-            Pages::new(num_pages, page_size)?
-        } else {
-            Pages::without_reuse(num_pages, page_size)?
-        };
+        let pages = Pages::with_options(num_pages, page_size, Options { reuse, events })?;
         Ok(Self {
             pages: Mutex::new(pages),
         })
@@ -302,6 +300,46 @@ impl PageCache {
             pages.clear();
             Ok(())
         })
+    }
+
+    /// Take the events since the last call, for routers that send a prompt to where its beginning is cached.
+    ///
+    /// Args:
+    ///     timestamp: seconds since 1970; the time of the call unless given.
+    ///     data_parallel_rank: which of several engines with the same weights this is.
+    ///     medium: vLLM's name for where the pages are.
+    ///     full_hashes: name pages by all 32 bytes of their ``page_identities`` instead of the last 8 as a number, as
+    ///         vLLM does when ``VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES`` is 0.
+    ///
+    /// Returns:
+    ///     The payload of a message in the form of vLLM 0.33, msgpack of its ``KVEventBatch``; None when nothing
+    ///     happened or the cache was made without ``events``.
+    ///
+    /// Guarantees: in order, each once. Events of more than 65,536 pages that nobody took are dropped; the next batch
+    /// then begins with ``AllBlocksCleared``. Salts are not told, but pages under different salts have different
+    /// hashes.
+    ///
+    /// Source: vLLM 0.33, ``vllm/distributed/kv_events.py``.
+    #[pyo3(signature = (*, timestamp = None, data_parallel_rank = None, medium = "GPU", full_hashes = false))]
+    fn take_events<'py>(
+        &self,
+        py: Python<'py>,
+        timestamp: Option<f64>,
+        data_parallel_rank: Option<u32>,
+        medium: &str,
+        full_hashes: bool,
+    ) -> Result<Option<Bound<'py, PyBytes>>, BindError> {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let form = EventForm {
+            timestamp: timestamp.unwrap_or(now.as_secs_f64()),
+            data_parallel_rank,
+            medium,
+            full_hashes,
+        };
+        let batch = self.call(py, true, |pages| Ok(pages.take_events(&form)))?;
+        Ok(batch.map(|bytes| PyBytes::new(py, &bytes)))
     }
 
     /// Count pages, sequences and tokens.

@@ -4,6 +4,11 @@
 //! or ends the process (the system's answer to reading past the end of a file). Whoever cannot rule that out reads the
 //! file into memory instead.
 
+#![allow(
+    clippy::needless_pass_by_value,
+    reason = "pyo3 hands arguments over by value"
+)]
+
 use std::ffi::c_int;
 use std::fs::File;
 use std::io::{self, Read};

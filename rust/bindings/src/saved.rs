@@ -1,5 +1,10 @@
 //! Python binding of saved prefixes and of page identities.
 
+#![allow(
+    clippy::needless_pass_by_value,
+    reason = "pyo3 hands arguments over by value"
+)]
+
 use std::path::PathBuf;
 
 use abyssal_kvcache::{Prefix, SavedPrefix as Saved, page_identities as identities};

@@ -1,5 +1,6 @@
 //! The page cache: open, step, fork, close, clear.
 
+use crate::events::{EventForm, Events};
 use crate::hash::TokenHasher;
 use crate::pages::Pages;
 use crate::pool::{PageCopy, PageId};
@@ -22,6 +23,24 @@ pub struct PageCache {
 pub(crate) struct Counters {
     pub(crate) hits: u64,
     pub(crate) misses: u64,
+}
+
+/// What a cache does beyond dealing out pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// Whether pages are ever shared between sequences, forks excepted; if not, what is published is ignored.
+    pub reuse: bool,
+    /// Whether events are kept for [`PageCache::take_events`].
+    pub events: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            reuse: true,
+            events: false,
+        }
+    }
 }
 
 /// How much of a new sequence may be answered from the cache.
@@ -48,15 +67,15 @@ impl PageCache {
     /// # Errors
     /// [`Error::NumPages`] and [`Error::PageSize`] when out of range.
     pub fn new(num_pages: usize, page_size: usize) -> Result<Self> {
-        Self::with_hasher(num_pages, page_size, true, TokenHasher::new())
+        Self::with_options(num_pages, page_size, Options::default())
     }
 
-    /// A cache that never shares a page between sequences, forks excepted: what is published is ignored.
+    /// As [`PageCache::new`], with options.
     ///
     /// # Errors
     /// As [`PageCache::new`].
-    pub fn without_reuse(num_pages: usize, page_size: usize) -> Result<Self> {
-        Self::with_hasher(num_pages, page_size, false, TokenHasher::new())
+    pub fn with_options(num_pages: usize, page_size: usize, options: Options) -> Result<Self> {
+        Self::with_hasher(num_pages, page_size, options, TokenHasher::new())
     }
 
     /// A cache whose hashes have only `bits` bits, so that they collide: for tests.
@@ -65,25 +84,38 @@ impl PageCache {
     /// As [`PageCache::new`].
     #[doc(hidden)]
     pub fn with_hash_bits(num_pages: usize, page_size: usize, bits: u32) -> Result<Self> {
-        Self::with_hasher(num_pages, page_size, true, TokenHasher::with_bits(bits))
+        let hasher = TokenHasher::with_bits(bits);
+        Self::with_hasher(num_pages, page_size, Options::default(), hasher)
     }
 
     fn with_hasher(
         num_pages: usize,
         page_size: usize,
-        reuse: bool,
+        options: Options,
         hasher: TokenHasher,
     ) -> Result<Self> {
         if page_size == 0 || u32::try_from(page_size).is_err() {
             return Err(Error::PageSize { asked: page_size });
         }
+        let mut pages = Pages::new(num_pages, page_size, hasher)?;
+        pages.prefix.events = options.events.then(Events::default);
         Ok(Self {
             page_size: page_size as u64,
-            reuse,
-            pages: Pages::new(num_pages, page_size, hasher)?,
+            reuse: options.reuse,
+            pages,
             slots: Slots::default(),
             counters: Counters::default(),
         })
+    }
+
+    /// All events since the last call, as one batch in vLLM's wire form; none when nothing happened or events were not
+    /// asked for.
+    pub fn take_events(&mut self, form: &EventForm<'_>) -> Option<Vec<u8>> {
+        self.pages
+            .prefix
+            .events
+            .as_mut()?
+            .take(form, self.page_size)
     }
 
     /// Opens a sequence that begins with `token_ids`; returns its handle and how many of its first tokens are cached.

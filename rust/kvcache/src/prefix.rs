@@ -8,6 +8,7 @@
 //! The hash of a node covers the whole chain up to it, so the hashes of a prompt can be computed ahead of the lookups,
 //! which then do not wait for one another.
 
+use crate::events::{EventParent, Events};
 use crate::hash::TokenHasher;
 use crate::index::Index;
 use crate::pool::PageId;
@@ -70,6 +71,8 @@ pub(crate) struct Prefix {
     tokens: Vec<u32>,
     pub(crate) salts: Salts,
     last_serial: u64,
+    /// None when nobody wants to know.
+    pub(crate) events: Option<Events>,
 }
 
 /// Hashes computed ahead of their lookups.
@@ -85,6 +88,7 @@ impl Prefix {
             tokens: Vec::new(),
             salts: Salts::default(),
             last_serial: 0,
+            events: None,
         }
     }
 
@@ -237,6 +241,15 @@ impl Prefix {
         if let Parent::Salt(salt) = cursor.last {
             self.salts.share(salt);
         }
+        if let Some(events) = &mut self.events {
+            let parent = match cursor.last {
+                Parent::Salt(salt) => {
+                    EventParent::Salt(self.salts.get(salt).map_or(&[], |salt| salt.bytes()))
+                }
+                Parent::Page(parent) => EventParent::Page(parent),
+            };
+            events.stored(page, &parent, tokens);
+        }
         let nodes = &self.nodes;
         self.index
             .insert(hash, page.0, |other| nodes[other as usize].hash);
@@ -251,6 +264,9 @@ impl Prefix {
             .index
             .remove(node.hash, page.0, |other| nodes[other as usize].hash);
         debug_assert!(removed, "page {} was not in the index", page.0);
+        if let Some(events) = &mut self.events {
+            events.removed(page);
+        }
         if let Parent::Salt(salt) = node.parent {
             self.salts.release(salt);
         }
@@ -265,5 +281,8 @@ impl Prefix {
             }
         }
         self.index.clear();
+        if let Some(events) = &mut self.events {
+            events.cleared();
+        }
     }
 }

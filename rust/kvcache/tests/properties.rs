@@ -3,7 +3,7 @@
 // A failed expectation is how these tests fail.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use abyssal_kvcache::{Error, Handle, Limits, PageCache};
+use abyssal_kvcache::{Error, Handle, Limits, Options, PageCache};
 
 #[test]
 fn of_three_holders_of_a_half_filled_page_two_copy_it() {
@@ -311,7 +311,11 @@ fn clearing_forgets_content_and_what_open_sequences_would_publish() {
 
 #[test]
 fn without_reuse_nothing_is_published() {
-    let mut cache = PageCache::without_reuse(4, 2).unwrap();
+    let options = Options {
+        reuse: false,
+        ..Options::default()
+    };
+    let mut cache = PageCache::with_options(4, 2, options).unwrap();
     let (handle, cached) = compute(&mut cache, &[1, 2], b"");
     assert_eq!((cached, cache.stats().published_pages), (0, 0));
     let error = cache.commit_tokens(&[handle], &[2], &[true], &[7]);
