@@ -1,6 +1,7 @@
 # What the compiled module has; `make lint` compares this file with it (mypy.stubtest).
 # Tensors may be torch tensors, numpy arrays or other buffers; that cannot be written as one type
 # without importing torch, so they are `object` here and checked at run time.
+import os
 from collections.abc import Sequence
 from typing import Final, final
 
@@ -8,6 +9,7 @@ __all__ = [
     "DecodeStream",
     "OutOfPages",
     "PageCache",
+    "SavedPrefix",
     "Tokenizer",
     "__version__",
     "cpu_tier",
@@ -15,11 +17,13 @@ __all__ = [
     "dequantize_mxfp4",
     "fp8_linear",
     "mxfp4_linear",
+    "page_identities",
     "permute",
     "quantize_fp8",
     "quantize_mxfp4",
     "route",
     "route_table",
+    "save_prefix",
 ]
 
 __version__: str
@@ -96,14 +100,38 @@ class DecodeStream:
 
 @final
 class PageCache:
-    def __new__(cls, num_pages: int, page_size: int = 64) -> PageCache: ...
-    def open(self, token_ids: object, salt: bytes = b"") -> tuple[int, int]: ...
+    def __new__(
+        cls, num_pages: int, page_size: int = 64, *, reuse: bool = True, events: bool = False
+    ) -> PageCache: ...
+    def open(
+        self,
+        token_ids: object,
+        salt: bytes = b"",
+        *,
+        max_cached: int | None = None,
+        multiple_of: int = 1,
+    ) -> tuple[int, int]: ...
     def step(
-        self, handles: object, counts: object, block_tables_out: object
+        self, handles: object, counts: object, block_tables_out: object, written: object = None
     ) -> list[tuple[int, int]]: ...
-    def commit(self, handles: object, computed: object, publish: bool | Sequence[bool]) -> None: ...
+    def commit(
+        self,
+        handles: object,
+        computed: object,
+        publish: bool | Sequence[bool],
+        token_ids: object = None,
+    ) -> None: ...
     def fork(self, handle: int) -> int: ...
     def close(self, handle: int) -> None: ...
+    def clear(self) -> None: ...
+    def take_events(
+        self,
+        *,
+        timestamp: float | None = None,
+        data_parallel_rank: int | None = None,
+        medium: str = "GPU",
+        full_hashes: bool = False,
+    ) -> bytes | None: ...
     def stats(self) -> dict[str, int]: ...
     def audit(self) -> None: ...
     @property
@@ -112,3 +140,33 @@ class PageCache:
     def page_size(self) -> int: ...
     @property
     def free_pages(self) -> int: ...
+
+def save_prefix(
+    path: str | os.PathLike[str],
+    token_ids: object,
+    pages: object,
+    *,
+    fingerprint: str,
+    dtype: str,
+    page_size: int = 64,
+) -> None: ...
+def page_identities(token_ids: object, page_size: int = 64, salt: bytes = b"") -> list[bytes]: ...
+
+@final
+class SavedPrefix:
+    @staticmethod
+    def open(
+        path: str | os.PathLike[str], *, fingerprint: str, dtype: str, mapped: bool = True
+    ) -> SavedPrefix: ...
+    @property
+    def token_ids(self) -> memoryview[int]: ...
+    @property
+    def pages(self) -> memoryview[int]: ...
+    @property
+    def num_pages(self) -> int: ...
+    @property
+    def page_size(self) -> int: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...

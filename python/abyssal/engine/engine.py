@@ -112,7 +112,7 @@ class LLM:
         core = EngineCore(
             Runner(self.model, pages, page_size, row_type),
             self._texts,
-            PageCache(pages, page_size),
+            PageCache(pages, page_size, reuse=False),
             eos_ids=self.eos_ids,
             max_length=self.limits.max_tokens,
             max_num_seqs=max_num_seqs,

@@ -12,9 +12,12 @@ use crate::error::BindError;
 mod dlpack;
 mod dtype;
 mod error;
+mod integers;
 mod kvcache;
+mod map;
 mod quant;
 mod routing;
+mod saved;
 mod tensor;
 mod tokenizer;
 
@@ -67,6 +70,8 @@ mod _core {
     };
     #[pymodule_export]
     use crate::routing::{permute, route, route_table};
+    #[pymodule_export]
+    use crate::saved::{SavedPrefix, page_identities, save_prefix};
     #[pymodule_export]
     use crate::tokenizer::{DecodeStream, Tokenizer};
 

@@ -367,7 +367,7 @@ impl<'py> Tensor<'py> {
     fn extent(&self) -> (usize, usize) {
         let item = match self.dtype {
             Dtype::F64 | Dtype::I64 => 8,
-            Dtype::F32 | Dtype::I32 => 4,
+            Dtype::F32 | Dtype::I32 | Dtype::U32 => 4,
             Dtype::F16 | Dtype::BF16 => 2,
             Dtype::F8E4M3 | Dtype::F8E8M0 | Dtype::I8 | Dtype::U8 | Dtype::Bool => 1,
             // At least as wide as any type: an overlap is never missed, and such tensors are refused anyway.
