@@ -16,6 +16,8 @@ from abyssal.reference.checks import FLOATS, SCALE_FORMATS, check_choice, check_
 from .native import core, is_direct, plain
 
 FP8_CODES = torch.float8_e4m3fn
+# From here on a page fault every 4 KB of a new result costs more than asking for large pages.
+LARGE_RESULT = 1 << 22
 
 
 def _rows(tensor: Tensor) -> Tensor:
@@ -29,7 +31,10 @@ def _place(out: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> Tens
     """Return memory for a result: the caller's where the compiled code can write to it."""
     if out is not None and out.is_contiguous() and is_direct(out):
         return out
-    return torch.empty(shape, dtype=dtype)
+    place = torch.empty(shape, dtype=dtype)
+    if place.nbytes >= LARGE_RESULT:
+        core().prefer_large_pages(place)
+    return place
 
 
 def quantize_fp8(

@@ -136,6 +136,12 @@ fn check_scales(
     scales.expect_shape("scales", &with_columns(tensor, block_rows, columns))
 }
 
+/// Asks the system for large pages behind a tensor that nothing was written to yet.
+#[pyfunction]
+pub(crate) fn prefer_large_pages(tensor: Tensor<'_>) {
+    tensor.prefer_large_pages();
+}
+
 /// Quantizes matrices to FP8.
 #[pyfunction]
 pub(crate) fn quantize_fp8(

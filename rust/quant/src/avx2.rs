@@ -29,21 +29,39 @@ const HALF: usize = STEP / 2;
 const MAGNITUDE: i32 = 0x7fff_ffff;
 /// Tie to even, whatever the processor's mode is.
 const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT;
+/// Exchanges the middle quarters of a register: what the packing instructions leave to do.
+const IN_ORDER: i32 = 0b11_01_10_00;
 
 /// Proof that the processor has AVX2, FMA and F16C.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Avx2(());
+pub(crate) struct Avx2 {
+    /// Whether results go past the caches.
+    streams: bool,
+}
 
 impl Avx2 {
     pub(crate) fn detect() -> Option<Self> {
         let present = is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c");
-        present.then_some(Self(()))
+        present.then_some(Self { streams: false })
     }
 }
 
 impl Kernels for Avx2 {
+    #[inline(always)]
+    fn streaming(self, streams: bool) -> Self {
+        Self { streams }
+    }
+
+    #[inline(always)]
+    fn finish(self) {
+        if self.streams {
+            // SAFETY: every processor with AVX2 has the instruction.
+            unsafe { _mm_sfence() };
+        }
+    }
+
     #[inline(always)]
     fn largest<T: Element>(self, x: &[T], start: u32) -> u32 {
         // SAFETY: the processor has the instructions, which `self` proves.
@@ -53,13 +71,13 @@ impl Kernels for Avx2 {
     #[inline(always)]
     fn encode_fp8<T: Element>(self, x: &[T], scale: f32, codes: &mut [u8]) {
         // SAFETY: the processor has the instructions, which `self` proves.
-        unsafe { encode_fp8(x, scale, codes) }
+        unsafe { encode_fp8(x, scale, codes, self.streams) }
     }
 
     #[inline(always)]
     fn decode_fp8<T: Element>(self, codes: &[u8], scale: f32, out: &mut [T]) {
         // SAFETY: the processor has the instructions, which `self` proves.
-        unsafe { decode_fp8(codes, scale, out) }
+        unsafe { decode_fp8(codes, scale, out, self.streams) }
     }
 
     #[inline(always)]
@@ -71,7 +89,7 @@ impl Kernels for Avx2 {
     #[inline(always)]
     fn decode_mxfp4<T: Element>(self, codes: &[u8], scales: &[u8], out: &mut [T]) {
         // SAFETY: the processor has the instructions, which `self` proves.
-        unsafe { decode_mxfp4(codes, scales, out) }
+        unsafe { decode_mxfp4(codes, scales, out, self.streams) }
     }
 
     #[inline(always)]
@@ -142,7 +160,7 @@ fn bytes_in_order<T: Element>(words: [__m256i; 2], x: [__m256i; 4]) -> __m256i {
         let even_odd = _mm256_broadcastsi128_si256(_mm_setr_epi8(
             0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15,
         ));
-        _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_shuffle_epi8(signed, even_odd))
+        _mm256_permute4x64_epi64::<IN_ORDER>(_mm256_shuffle_epi8(signed, even_odd))
     } else {
         _mm256_permutevar8x32_epi32(signed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7))
     }
@@ -207,6 +225,27 @@ fn largest<T: Element>(x: &[T], start: u32) -> u32 {
     bits.max(start)
 }
 
+/// Whether results may go past the caches, which takes registers at multiples of their size.
+fn aligned<T>(out: &[T]) -> bool {
+    out.as_ptr().addr().is_multiple_of(32)
+}
+
+/// Writes a register, past the caches if `streams`.
+///
+/// # Safety
+/// The 32 bytes can be written, and are aligned to 32 if `streams`; then `finish` comes before anyone reads them.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn put(place: *mut __m256i, value: __m256i, streams: bool) {
+    if streams {
+        // SAFETY: the caller promises room, alignment and the fence.
+        unsafe { _mm256_stream_si256(place, value) };
+    } else {
+        // SAFETY: the caller promises room; this store needs no alignment.
+        unsafe { _mm256_storeu_si256(place, value) };
+    }
+}
+
 /// What `weigh` needs to know of a narrow format.
 struct Narrow {
     /// The bits of its least normal number.
@@ -236,7 +275,8 @@ fn sizes(x: [__m256i; 4]) -> [__m256; 4] {
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn encode_fp8<T: Element>(x: &[T], scale: f32, codes: &mut [u8]) {
+fn encode_fp8<T: Element>(x: &[T], scale: f32, codes: &mut [u8], streams: bool) {
+    let streams = streams && aligned(codes);
     let scale = _mm256_set1_ps(scale);
     let one = _mm256_set1_ps(1.0);
     let inverse = _mm256_div_ps(one, scale);
@@ -262,8 +302,8 @@ fn encode_fp8<T: Element>(x: &[T], scale: f32, codes: &mut [u8]) {
     let (steps, tail) = x.as_chunks::<STEP>();
     let (outs, out_tail) = codes.as_chunks_mut::<STEP>();
     for (step, out) in steps.iter().zip(outs) {
-        // SAFETY: the array has 32 bytes; stores need no alignment.
-        unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), encode(step)) };
+        // SAFETY: the array has 32 bytes, aligned if `streams`.
+        unsafe { put(out.as_mut_ptr().cast(), encode(step), streams) };
     }
     if !tail.is_empty() {
         let mut whole = [0_u8; STEP];
@@ -273,52 +313,54 @@ fn encode_fp8<T: Element>(x: &[T], scale: f32, codes: &mut [u8]) {
     }
 }
 
-/// Writes 32 numbers; none is NaN.
+/// Eight numbers, none of them NaN, as bfloat16 in lanes of 32 bits.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn store<T: Element>(values: [__m256; 4], out: &mut [T; STEP]) {
+fn to_bf16(values: __m256) -> __m256i {
+    let bits = _mm256_castps_si256(values);
+    let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+    let bits = _mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff));
+    _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, odd))
+}
+
+/// Writes 32 numbers, none of them NaN, to memory that is aligned if `streams`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn store<T: Element>(values: [__m256; 4], out: &mut [T; STEP], streams: bool) {
     let data = out.as_mut_ptr().cast::<__m256i>();
-    match T::FORMAT {
-        Format::F32 => {
-            for (at, value) in values.into_iter().enumerate() {
-                // SAFETY: 32 elements of four bytes are four registers; stores need no alignment.
-                unsafe { _mm256_storeu_si256(data.add(at), _mm256_castps_si256(value)) };
-            }
+    if T::FORMAT == Format::F32 {
+        for (at, value) in values.into_iter().enumerate() {
+            // SAFETY: 32 elements of four bytes are four registers.
+            unsafe { put(data.add(at), _mm256_castps_si256(value), streams) };
         }
-        Format::Bf16 => {
-            let [a, b, c, d] = values.map(|value| {
-                let bits = _mm256_castps_si256(value);
-                let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
-                let bits = _mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff));
-                _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, odd))
-            });
-            for (at, (low, high)) in [(a, b), (c, d)].into_iter().enumerate() {
-                let words = _mm256_packus_epi32(low, high);
-                let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
-                // SAFETY: 32 elements of two bytes are two registers; stores need no alignment.
-                unsafe { _mm256_storeu_si256(data.add(at), words) };
-            }
-        }
-        Format::F16 => {
-            for (at, value) in values.into_iter().enumerate() {
-                let half = _mm256_cvtps_ph::<NEAREST>(value);
-                // SAFETY: 32 elements of two bytes are four half registers; stores need no alignment.
-                unsafe { _mm_storeu_si128(data.cast::<__m128i>().add(at), half) };
-            }
-        }
+        return;
+    }
+    for (at, &[low, high]) in values.as_chunks::<2>().0.iter().enumerate() {
+        let words = if T::FORMAT == Format::F16 {
+            _mm256_set_m128i(
+                _mm256_cvtps_ph::<NEAREST>(high),
+                _mm256_cvtps_ph::<NEAREST>(low),
+            )
+        } else {
+            let words = _mm256_packus_epi32(to_bf16(low), to_bf16(high));
+            _mm256_permute4x64_epi64::<IN_ORDER>(words)
+        };
+        // SAFETY: 32 elements of two bytes are two registers.
+        unsafe { put(data.add(at), words, streams) };
     }
 }
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn decode_fp8<T: Element>(codes: &[u8], scale: f32, out: &mut [T]) {
+fn decode_fp8<T: Element>(codes: &[u8], scale: f32, out: &mut [T], streams: bool) {
+    let streams = streams && aligned(out);
     // Past these scales, 2^8 of them are no number, or products may be NaN.
     if scale.abs().to_bits() >= (127 + 119) << 23 {
         return scalar::decode_fp8_slowly(codes, scale, out);
     }
     let factor = _mm256_set1_ps(scale * 256.0);
     let mut not_numbers = _mm256_setzero_si256();
-    let mut decode = |codes: &[u8; STEP], out: &mut [T; STEP]| {
+    let mut decode = |codes: &[u8; STEP], out: &mut [T; STEP], streams: bool| {
         let data = codes.as_ptr().cast::<__m128i>();
         // SAFETY: the array has 32 bytes, two half registers; loads need no alignment.
         let (low, high) = unsafe { (_mm_loadu_si128(data), _mm_loadu_si128(data.add(1))) };
@@ -337,22 +379,22 @@ fn decode_fp8<T: Element>(codes: &[u8], scale: f32, out: &mut [T]) {
             _mm256_castsi256_si128(high),
             _mm256_extracti128_si256::<1>(high),
         ];
-        store(
-            values.map(|half| _mm256_mul_ps(_mm256_cvtph_ps(half), factor)),
-            out,
-        );
+        let values = values.map(|half| _mm256_mul_ps(_mm256_cvtph_ps(half), factor));
+        store(values, out, streams);
     };
     let (steps, tail) = codes.as_chunks::<STEP>();
     let (outs, out_tail) = out.as_chunks_mut::<STEP>();
     for (step, out) in steps.iter().zip(outs) {
-        decode(step, out);
+        decode(step, out, streams);
     }
     if !tail.is_empty() {
         let mut whole = [T::default(); STEP];
-        decode(&padded(tail), &mut whole);
+        decode(&padded(tail), &mut whole, false);
         out_tail.copy_from_slice(&whole[..tail.len()]);
     }
     if _mm256_movemask_epi8(not_numbers) != 0 {
+        // The same memory is written again.
+        _mm_sfence();
         scalar::decode_fp8_slowly(codes, scale, out);
     }
 }
@@ -401,7 +443,8 @@ fn encode_mxfp4<T: Element>(x: &[T], codes: &mut [u8], scales: &mut [u8]) {
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn decode_mxfp4<T: Element>(codes: &[u8], scales: &[u8], out: &mut [T]) {
+fn decode_mxfp4<T: Element>(codes: &[u8], scales: &[u8], out: &mut [T], streams: bool) {
+    let streams = streams && aligned(out);
     let sizes = _mm256_setr_ps(0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0);
     let blocks = codes
         .as_chunks::<HALF>()
@@ -427,26 +470,21 @@ fn decode_mxfp4<T: Element>(codes: &[u8], scales: &[u8], out: &mut [T]) {
                 second,
                 _mm_srli_si128::<8>(second),
             ];
-            store(
-                eights.map(|eight| {
-                    let codes = _mm256_cvtepu8_epi32(eight);
-                    let size = _mm256_permutevar8x32_ps(table, codes);
-                    let sign = _mm256_slli_epi32::<28>(codes);
-                    let sign = _mm256_and_si256(sign, _mm256_set1_epi32(i32::MIN));
-                    _mm256_or_ps(size, _mm256_castsi256_ps(sign))
-                }),
-                out,
-            );
+            let values = eights.map(|eight| {
+                let codes = _mm256_cvtepu8_epi32(eight);
+                let size = _mm256_permutevar8x32_ps(table, codes);
+                let sign = _mm256_slli_epi32::<28>(codes);
+                let sign = _mm256_and_si256(sign, _mm256_set1_epi32(i32::MIN));
+                _mm256_or_ps(size, _mm256_castsi256_ps(sign))
+            });
+            store(values, out, streams);
             continue;
         }
         // The table in the output's type, as its lower and its upper bytes.
         let table = if T::FORMAT == Format::F16 {
             _mm256_cvtps_ph::<NEAREST>(table)
         } else {
-            let bits = _mm256_castps_si256(table);
-            let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
-            let bits = _mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff));
-            let words = _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, odd));
+            let words = to_bf16(table);
             _mm_packus_epi32(
                 _mm256_castsi256_si128(words),
                 _mm256_extracti128_si256::<1>(words),
@@ -457,14 +495,17 @@ fn decode_mxfp4<T: Element>(codes: &[u8], scales: &[u8], out: &mut [T]) {
         let signs = _mm_set_epi64x(0x8080_8080_8080_8080_u64.cast_signed(), 0);
         let low = _mm_shuffle_epi8(table, low);
         let high = _mm_or_si128(_mm_shuffle_epi8(table, high), signs);
-        let data = out.as_mut_ptr().cast::<__m128i>();
-        for (at, codes) in [first, second].into_iter().enumerate() {
-            let (low, high) = (_mm_shuffle_epi8(low, codes), _mm_shuffle_epi8(high, codes));
-            let words = [_mm_unpacklo_epi8(low, high), _mm_unpackhi_epi8(low, high)];
-            for (part, words) in words.into_iter().enumerate() {
-                // SAFETY: 32 elements of two bytes are four half registers; stores need no alignment.
-                unsafe { _mm_storeu_si128(data.add(2 * at + part), words) };
-            }
+        let codes = _mm256_permute4x64_epi64::<IN_ORDER>(_mm256_set_m128i(second, first));
+        let low = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(low), codes);
+        let high = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(high), codes);
+        let data = out.as_mut_ptr().cast::<__m256i>();
+        let words = [
+            _mm256_unpacklo_epi8(low, high),
+            _mm256_unpackhi_epi8(low, high),
+        ];
+        for (at, words) in words.into_iter().enumerate() {
+            // SAFETY: 32 elements of two bytes are two registers.
+            unsafe { put(data.add(at), words, streams) };
         }
     }
 }

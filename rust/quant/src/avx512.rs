@@ -21,18 +21,33 @@ const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT;
 
 /// Proof that the processor has AVX-512 F, BW and VL, and what AVX2's tier needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Avx512(Avx2);
+pub(crate) struct Avx512 {
+    streams: bool,
+}
 
 impl Avx512 {
     pub(crate) fn detect() -> Option<Self> {
         let present = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vl");
-        Avx2::detect().filter(|_| present).map(Self)
+        (present && Avx2::detect().is_some()).then_some(Self { streams: false })
     }
 }
 
 impl Kernels for Avx512 {
+    #[inline(always)]
+    fn streaming(self, streams: bool) -> Self {
+        Self { streams }
+    }
+
+    #[inline(always)]
+    fn finish(self) {
+        if self.streams {
+            // SAFETY: every processor with AVX-512 has the instruction.
+            unsafe { _mm_sfence() };
+        }
+    }
+
     #[inline(always)]
     fn largest<T: Element>(self, x: &[T], start: u32) -> u32 {
         // SAFETY: the processor has the instructions, which `self` proves.
@@ -42,13 +57,13 @@ impl Kernels for Avx512 {
     #[inline(always)]
     fn encode_fp8<T: Element>(self, x: &[T], scale: f32, codes: &mut [u8]) {
         // SAFETY: the processor has the instructions, which `self` proves.
-        unsafe { encode_fp8(x, scale, codes) }
+        unsafe { encode_fp8(x, scale, codes, self.streams) }
     }
 
     #[inline(always)]
     fn decode_fp8<T: Element>(self, codes: &[u8], scale: f32, out: &mut [T]) {
         // SAFETY: the processor has the instructions, which `self` proves.
-        unsafe { decode_fp8(codes, scale, out) }
+        unsafe { decode_fp8(codes, scale, out, self.streams) }
     }
 
     #[inline(always)]
@@ -60,12 +75,53 @@ impl Kernels for Avx512 {
     #[inline(always)]
     fn decode_mxfp4<T: Element>(self, codes: &[u8], scales: &[u8], out: &mut [T]) {
         // SAFETY: the processor has the instructions, which `self` proves.
-        unsafe { decode_mxfp4(codes, scales, out) }
+        unsafe { decode_mxfp4(codes, scales, out, self.streams) }
     }
 
     #[inline(always)]
     fn prefetch<T>(self, values: &[T], distance: usize) {
-        self.0.prefetch(values, distance);
+        let start = values.as_ptr().cast::<i8>().wrapping_add(distance);
+        for offset in (0..size_of_val(values)).step_by(64) {
+            // SAFETY: a hint, for any address at all.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(offset)) };
+        }
+    }
+}
+
+/// Whether results may go past the caches, which takes registers at multiples of their size.
+fn aligned<T>(out: &[T]) -> bool {
+    out.as_ptr().addr().is_multiple_of(64)
+}
+
+/// Writes half a register, past the caches if `streams`.
+///
+/// # Safety
+/// The 32 bytes can be written, and are aligned to 32 if `streams`; then `finish` comes before anyone reads them.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn put_half(place: *mut __m256i, value: __m256i, streams: bool) {
+    if streams {
+        // SAFETY: the caller promises room, alignment and the fence.
+        unsafe { _mm256_stream_si256(place, value) };
+    } else {
+        // SAFETY: the caller promises room; this store needs no alignment.
+        unsafe { _mm256_storeu_si256(place, value) };
+    }
+}
+
+/// Writes a register, past the caches if `streams`.
+///
+/// # Safety
+/// The 64 bytes can be written, and are aligned to 64 if `streams`; then `finish` comes before anyone reads them.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn put(place: *mut __m512i, value: __m512i, streams: bool) {
+    if streams {
+        // SAFETY: the caller promises room, alignment and the fence.
+        unsafe { _mm512_stream_si512(place, value) };
+    } else {
+        // SAFETY: the caller promises room; this store needs no alignment.
+        unsafe { _mm512_storeu_si512(place, value) };
     }
 }
 
@@ -177,7 +233,8 @@ fn low_bytes(lanes: [__m512i; 2]) -> __m256i {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn encode_fp8<T: Element>(x: &[T], scale: f32, codes: &mut [u8]) {
+fn encode_fp8<T: Element>(x: &[T], scale: f32, codes: &mut [u8], streams: bool) {
+    let streams = streams && aligned(codes);
     let scale = _mm512_set1_ps(scale);
     let one = _mm512_set1_ps(1.0);
     let inverse = _mm512_div_ps(one, scale);
@@ -205,8 +262,8 @@ fn encode_fp8<T: Element>(x: &[T], scale: f32, codes: &mut [u8]) {
     let (steps, tail) = x.as_chunks::<STEP>();
     let (outs, out_tail) = codes.as_chunks_mut::<STEP>();
     for (step, out) in steps.iter().zip(outs) {
-        // SAFETY: the array has 32 bytes; stores need no alignment.
-        unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), encode(step)) };
+        // SAFETY: the array has 32 bytes, aligned if `streams`.
+        unsafe { put_half(out.as_mut_ptr().cast(), encode(step), streams) };
     }
     if !tail.is_empty() {
         let mut whole = [0_u8; STEP];
@@ -226,23 +283,23 @@ fn to_bf16(values: __m512) -> __m256i {
     _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(_mm512_add_epi32(bits, odd)))
 }
 
-/// Writes 32 numbers; none is NaN.
+/// Writes 32 numbers, none of them NaN, to memory that is aligned if `streams`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn store<T: Element>(values: [__m512; 2], out: &mut [T; STEP]) {
+fn store<T: Element>(values: [__m512; 2], out: &mut [T; STEP], streams: bool) {
     let data = out.as_mut_ptr();
     for (at, value) in values.into_iter().enumerate() {
         // SAFETY: at most 16, the middle of the array.
         let data = unsafe { data.add(at * HALF) };
         match T::FORMAT {
-            // SAFETY: sixteen elements of four bytes are a register; stores need no alignment.
-            Format::F32 => unsafe { _mm512_storeu_ps(data.cast(), value) },
-            // SAFETY: sixteen elements of two bytes are half a register; stores need no alignment.
-            Format::Bf16 => unsafe { _mm256_storeu_si256(data.cast(), to_bf16(value)) },
+            // SAFETY: sixteen elements of four bytes are a register.
+            Format::F32 => unsafe { put(data.cast(), _mm512_castps_si512(value), streams) },
+            // SAFETY: sixteen elements of two bytes are half a register.
+            Format::Bf16 => unsafe { put_half(data.cast(), to_bf16(value), streams) },
             Format::F16 => {
                 let half = _mm512_cvtps_ph::<NEAREST>(value);
                 // SAFETY: as for bfloat16.
-                unsafe { _mm256_storeu_si256(data.cast(), half) };
+                unsafe { put_half(data.cast(), half, streams) };
             }
         }
     }
@@ -250,14 +307,15 @@ fn store<T: Element>(values: [__m512; 2], out: &mut [T; STEP]) {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn decode_fp8<T: Element>(codes: &[u8], scale: f32, out: &mut [T]) {
+fn decode_fp8<T: Element>(codes: &[u8], scale: f32, out: &mut [T], streams: bool) {
+    let streams = streams && aligned(out);
     // Past these scales, 2^8 of them are no number, or products may be NaN.
     if scale.abs().to_bits() >= (127 + 119) << 23 {
         return scalar::decode_fp8_slowly(codes, scale, out);
     }
     let factor = _mm512_set1_ps(scale * 256.0);
     let mut not_numbers = 0;
-    let mut decode = |codes: &[u8; STEP], out: &mut [T; STEP]| {
+    let mut decode = |codes: &[u8; STEP], out: &mut [T; STEP], streams: bool| {
         // SAFETY: the array has 32 bytes; loads need no alignment.
         let codes = unsafe { _mm256_loadu_si256(codes.as_ptr().cast()) };
         let nan = _mm256_set1_epi8(0x7f);
@@ -265,22 +323,22 @@ fn decode_fp8<T: Element>(codes: &[u8], scale: f32, out: &mut [T]) {
         // The copies of the sign above a code end up in the two top bits; one of them goes.
         let words = _mm512_slli_epi16::<7>(_mm512_cvtepi8_epi16(codes));
         let words = _mm512_and_si512(words, _mm512_set1_epi16(0xbfff_u16.cast_signed()));
-        store(
-            halves(words).map(|half| _mm512_mul_ps(_mm512_cvtph_ps(half), factor)),
-            out,
-        );
+        let values = halves(words).map(|half| _mm512_mul_ps(_mm512_cvtph_ps(half), factor));
+        store(values, out, streams);
     };
     let (steps, tail) = codes.as_chunks::<STEP>();
     let (outs, out_tail) = out.as_chunks_mut::<STEP>();
     for (step, out) in steps.iter().zip(outs) {
-        decode(step, out);
+        decode(step, out, streams);
     }
     if !tail.is_empty() {
         let mut whole = [T::default(); STEP];
-        decode(&padded(tail), &mut whole);
+        decode(&padded(tail), &mut whole, false);
         out_tail.copy_from_slice(&whole[..tail.len()]);
     }
     if not_numbers != 0 {
+        // The same memory is written again.
+        _mm_sfence();
         scalar::decode_fp8_slowly(codes, scale, out);
     }
 }
@@ -324,7 +382,8 @@ fn encode_mxfp4<T: Element>(x: &[T], codes: &mut [u8], scales: &mut [u8]) {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn decode_mxfp4<T: Element>(codes: &[u8], scales: &[u8], out: &mut [T]) {
+fn decode_mxfp4<T: Element>(codes: &[u8], scales: &[u8], out: &mut [T], streams: bool) {
+    let streams = streams && aligned(out);
     let numbers = _mm512_setr_ps(
         0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0,
     );
@@ -348,7 +407,7 @@ fn decode_mxfp4<T: Element>(codes: &[u8], scales: &[u8], out: &mut [T]) {
         if T::FORMAT == Format::F32 {
             let values = [first, second]
                 .map(|codes| _mm512_permutexvar_ps(_mm512_cvtepu8_epi32(codes), table));
-            store(values, out);
+            store(values, out, streams);
             continue;
         }
         let table = if T::FORMAT == Format::F16 {
@@ -358,7 +417,7 @@ fn decode_mxfp4<T: Element>(codes: &[u8], scales: &[u8], out: &mut [T]) {
         };
         let codes = _mm512_cvtepu8_epi16(_mm256_set_m128i(second, first));
         let words = _mm512_permutexvar_epi16(codes, _mm512_castsi256_si512(table));
-        // SAFETY: 32 elements of two bytes are one register; stores need no alignment.
-        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), words) };
+        // SAFETY: 32 elements of two bytes are one register.
+        unsafe { put(out.as_mut_ptr().cast(), words, streams) };
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result, expect_length};
 use crate::float::{Element, e8m0_to_f32};
-use crate::kernels::{INFINITY, Kernels, LARGE};
+use crate::kernels::{AHEAD, INFINITY, Kernels, LARGE, STREAMED};
 use crate::rows::Rows;
 use crate::scalar::{self, LARGEST};
 
@@ -10,12 +10,11 @@ use crate::scalar::{self, LARGEST};
 const SMALLEST_AMAX: f32 = 1e-4;
 /// The usual width of a block.
 const USUAL: usize = 128;
-/// Blocks quantized together, at most.
-const GROUP: usize = 8;
-/// Bytes of elements quantized together, unless one block has more.
-const GROUP_BYTES: usize = 1 << 17;
-/// How far ahead a row is asked for.
-const AHEAD: usize = 4096;
+/// Blocks of one row that are quantized together: few, so that they are in the first cache when they are read again.
+const ROW_GROUP: usize = 8;
+/// Blocks of several rows that are quantized together: as many as rows usually have, since reading memory in order is
+/// worth more than reading it again from a nearer cache (1.2 to 1.4 times on a Zen 3).
+const GROUP: usize = 64;
 
 /// Matrices and how each is cut into blocks; the last block of a direction may be ragged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -177,15 +176,10 @@ pub(crate) fn quantize<T: Element, K: Kernels>(
         block_columns,
         ..
     } = blocks;
+    let kernels = kernels.streaming(codes.len() >= STREAMED);
     let (across, bands) = (blocks.across(), rows.div_ceil(block_rows));
-    let bytes = block_rows.saturating_mul(block_columns) * size_of::<T>();
-    let group = (GROUP_BYTES / bytes).clamp(1, GROUP);
-    let width = group * block_columns;
-    let ahead = if block_rows == 1 {
-        AHEAD
-    } else {
-        width * size_of::<T>()
-    };
+    let group = if block_rows == 1 { ROW_GROUP } else { GROUP };
+    let width = block_columns.saturating_mul(group).min(columns);
     for (band, scales) in scales.chunks_exact_mut(across).enumerate() {
         let (matrix, first) = (band / bands, band % bands * block_rows);
         let band_rows = first..rows.min(first + block_rows);
@@ -195,7 +189,7 @@ pub(crate) fn quantize<T: Element, K: Kernels>(
             for row in band_rows.clone() {
                 let row = x.part(matrix, row, part.clone());
                 each_block(row, block_columns, |block, elements| {
-                    kernels.prefetch(elements, ahead);
+                    kernels.prefetch(elements, AHEAD);
                     amax[block] = kernels.largest(elements, amax[block]);
                 });
             }
@@ -223,6 +217,7 @@ pub(crate) fn quantize<T: Element, K: Kernels>(
             }
         }
     }
+    kernels.finish();
 }
 
 /// Sets the scales of blocks of which some hold NaN.
@@ -262,6 +257,7 @@ pub(crate) fn dequantize<T: Element, K: Kernels>(
         block_columns,
         ..
     } = blocks;
+    let kernels = kernels.streaming(size_of_val(out) >= STREAMED);
     let (across, bands) = (blocks.across(), rows.div_ceil(block_rows));
     for (index, (codes, out)) in codes.iter().zip(out.chunks_exact_mut(columns)).enumerate() {
         let first = (index / rows * bands + index % rows / block_rows) * across;
@@ -270,4 +266,5 @@ pub(crate) fn dequantize<T: Element, K: Kernels>(
             kernels.decode_fp8(codes, scales.get(first + block), out);
         });
     }
+    kernels.finish();
 }

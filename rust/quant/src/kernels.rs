@@ -5,6 +5,10 @@ use crate::scalar;
 
 /// Elements that a tier's loops take at a time.
 pub(crate) const STEP: usize = 32;
+/// How many bytes ahead memory is asked for: 16 KB made the most of one core of a Zen 3; 1 KB took 1.2 times as long.
+pub(crate) const AHEAD: usize = 1 << 14;
+/// Results of this many bytes go past the caches: they would push everything else out, and not be there when needed.
+pub(crate) const STREAMED: usize = 1 << 23;
 /// The bits of infinity; a NaN's are above.
 pub(crate) const INFINITY: u32 = 0x7f80_0000;
 
@@ -21,6 +25,14 @@ pub(crate) fn padded<T: Copy + Default>(x: &[T]) -> [T; STEP] {
 
 /// The inner loops. `scalar.rs` defines their results; every tier gives the same bits.
 pub(crate) trait Kernels: Copy {
+    /// The same tier, its results going past the caches or not.
+    ///
+    /// That spares reading the memory that is about to be overwritten, and is for results larger than the caches.
+    fn streaming(self, streams: bool) -> Self;
+
+    /// Ends writing past the caches; the last call on results.
+    fn finish(self);
+
     /// The bits, as float32, of the largest size of the elements, at least those of `start`. A NaN counts as larger
     /// than infinity.
     fn largest<T: Element>(self, x: &[T], start: u32) -> u32;
@@ -47,6 +59,14 @@ pub(crate) trait Kernels: Copy {
 pub(crate) struct Scalar;
 
 impl Kernels for Scalar {
+    #[inline(always)]
+    fn streaming(self, _streams: bool) -> Self {
+        self
+    }
+
+    #[inline(always)]
+    fn finish(self) {}
+
     #[inline(always)]
     fn largest<T: Element>(self, x: &[T], start: u32) -> u32 {
         scalar::largest(x, start)

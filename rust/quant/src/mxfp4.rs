@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result, expect_length};
 use crate::float::Element;
-use crate::kernels::{INFINITY, Kernels};
+use crate::kernels::{AHEAD, INFINITY, Kernels, STREAMED};
 use crate::rows::Rows;
 
 /// Elements that share a scale.
@@ -10,8 +10,6 @@ pub(crate) const BLOCK: usize = 32;
 
 /// Elements between requests for memory ahead.
 const PART: usize = 1024;
-/// How far ahead memory is asked for.
-const AHEAD: usize = 4096;
 
 /// Checks that columns fall into whole blocks, and the lengths of elements, codes and scales.
 pub(crate) fn check(rows: usize, columns: usize, codes: usize, scales: usize) -> Result<()> {
@@ -73,6 +71,7 @@ pub(crate) fn dequantize<T: Element, K: Kernels>(
     out: &mut [T],
 ) {
     let [_, _, half] = codes.shape();
+    let kernels = kernels.streaming(size_of_val(out) >= STREAMED);
     let outs = out
         .chunks_exact_mut(half * 2)
         .zip(scales.chunks_exact(half * 2 / BLOCK));
@@ -83,4 +82,5 @@ pub(crate) fn dequantize<T: Element, K: Kernels>(
             kernels.decode_mxfp4(codes, scales, out);
         }
     }
+    kernels.finish();
 }

@@ -33,6 +33,14 @@ impl Neon {
 
 impl Kernels for Neon {
     #[inline(always)]
+    fn streaming(self, _streams: bool) -> Self {
+        self
+    }
+
+    #[inline(always)]
+    fn finish(self) {}
+
+    #[inline(always)]
     fn largest<T: Element>(self, x: &[T], start: u32) -> u32 {
         // SAFETY: the processor has the instructions, which `self` proves.
         unsafe { largest(x, start) }

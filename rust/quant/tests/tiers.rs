@@ -3,8 +3,11 @@
 
 mod common;
 
-use abyssal_quant::{Bf16, Blocks, Element, F16, Rows, ScaleFormat, Scales};
-use common::{dequantized, fast_tiers, numbers, packed, quantized, scalar, unpacked};
+use abyssal_quant::{
+    Bf16, Blocks, Element, F16, Rows, ScaleFormat, Scales, dequantize_fp8, dequantize_mxfp4,
+    quantize_fp8,
+};
+use common::{dequantized, fast_tiers, keys, numbers, packed, quantized, scalar, unpacked};
 use proptest::prelude::*;
 
 /// Matrices whose rows and columns lie apart, and how they are cut into blocks.
@@ -163,5 +166,55 @@ proptest! {
         assert_packed_alike::<f32>(&values, [1, rows, columns], columns + gap)?;
         assert_packed_alike::<Bf16>(&values, [1, rows, columns], columns + gap)?;
         assert_packed_alike::<F16>(&values, [1, rows, columns], columns + gap)?;
+    }
+}
+
+/// Results too large for the caches are written past them, where their memory is aligned for that.
+#[test]
+fn large_results_get_the_same_bits_at_any_address() {
+    let (rows, columns) = (1031, 8192 + 64);
+    let blocks = Blocks {
+        matrices: 1,
+        rows,
+        columns,
+        block_rows: 1,
+        block_columns: 128,
+    };
+    let count = rows * columns;
+    let value = |index: usize| F16((index * 40_503 >> 3) as u16 & 0xbbff);
+    let x: Vec<F16> = (0..count).map(value).collect();
+    let x = Rows::contiguous(&x, columns).expect("whole rows");
+    let (codes, scales) = quantized(scalar(), x, blocks, ScaleFormat::F32);
+    let scales: Vec<f32> = scales.into_iter().map(f32::from_bits).collect();
+    let values = dequantized::<Bf16>(scalar(), &codes, Scales::F32(&scales), blocks);
+    let pairs = unpacked::<Bf16>(
+        scalar(),
+        &codes[..count / 2],
+        &codes[count / 2..][..count / 32],
+    );
+    for tier in fast_tiers() {
+        // 64 elements are a line or more: some of these starts are aligned, and others not.
+        for start in [0, 1, 32, 48] {
+            let mut out = vec![0; count + 64];
+            let mut own_scales = vec![0.0; scales.len()];
+            let own = &mut out[start..start + count];
+            quantize_fp8(tier, x, (1, 128), ScaleFormat::F32, own, &mut own_scales)
+                .expect("fitting lengths");
+            assert!(
+                own == codes && own_scales == scales,
+                "{} {start}",
+                tier.name()
+            );
+            let mut out = vec![Bf16(0); count + 64];
+            let own = &mut out[start..start + count];
+            let given = Rows::contiguous(&codes, columns).expect("whole rows");
+            dequantize_fp8(tier, given, Scales::F32(&scales), (1, 128), own)
+                .expect("fitting lengths");
+            assert!(keys(own) == values, "{} {start}", tier.name());
+            let given = Rows::contiguous(&codes[..count / 2], 16).expect("whole blocks");
+            dequantize_mxfp4(tier, given, &codes[count / 2..][..count / 32], own)
+                .expect("fitting lengths");
+            assert!(keys(own) == pairs, "{} {start}", tier.name());
+        }
     }
 }

@@ -15,7 +15,8 @@ use proptest::prelude::*;
 pub(crate) fn fast_tiers() -> Vec<Tier> {
     let tiers = Tier::available();
     let names: Vec<&str> = tiers.iter().map(|tier| tier.name()).collect();
-    println!("tiers: {}", names.join(", "));
+    static SAID: std::sync::Once = std::sync::Once::new();
+    SAID.call_once(|| println!("tiers: {}", names.join(", ")));
     if let Ok(claimed) = std::env::var("ABYSSAL_TEST_TIER") {
         assert!(
             names.contains(&claimed.as_str()),
