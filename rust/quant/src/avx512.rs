@@ -80,6 +80,9 @@ impl Kernels for Avx512 {
 
     #[inline(always)]
     fn prefetch<T>(self, values: &[T], distance: usize) {
+        if distance == 0 {
+            return;
+        }
         let start = values.as_ptr().cast::<i8>().wrapping_add(distance);
         for offset in (0..size_of_val(values)).step_by(64) {
             // SAFETY: a hint, for any address at all.
