@@ -19,6 +19,7 @@ __all__ = [
     "mxfp4_linear",
     "page_identities",
     "permute",
+    "prefer_large_pages",
     "quantize_fp8",
     "quantize_mxfp4",
     "route",
@@ -59,6 +60,7 @@ def route_table(
     load: object = None,
 ) -> int: ...
 def permute(indices: object, num_experts: int, order: object, offsets: object) -> None: ...
+def prefer_large_pages(tensor: object) -> None: ...
 def quantize_fp8(
     x: object, codes: object, scales: object, block: tuple[int, int], scale_format: str
 ) -> None: ...

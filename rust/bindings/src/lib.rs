@@ -66,7 +66,8 @@ mod _core {
     use crate::kvcache::PageCache;
     #[pymodule_export]
     use crate::quant::{
-        dequantize_fp8, dequantize_mxfp4, fp8_linear, mxfp4_linear, quantize_fp8, quantize_mxfp4,
+        dequantize_fp8, dequantize_mxfp4, fp8_linear, mxfp4_linear, prefer_large_pages,
+        quantize_fp8, quantize_mxfp4,
     };
     #[pymodule_export]
     use crate::routing::{permute, route, route_table};

@@ -313,15 +313,16 @@ impl<'py> Tensor<'py> {
     fn checked_pointer<T: Element>(&self, name: &str) -> Result<*mut T, BindError> {
         self.expect_dtype(name, T::DTYPES)?;
         if !self.is_contiguous() {
-            return Err(BindError::value_error(format!(
-                "{name}: expected a contiguous tensor, got shape {:?} with strides {:?}; call .contiguous()",
-                self.shape(),
-                self.strides()
-            )));
+            return Err(self.misplaced(name, "a contiguous tensor"));
         }
         if self.len() == 0 {
             return Ok(std::ptr::NonNull::dangling().as_ptr());
         }
+        self.aligned(name)
+    }
+
+    /// The address of the first element, if elements may lie there.
+    fn aligned<T: Element>(&self, name: &str) -> Result<*mut T, BindError> {
         let data = self.data.cast::<T>();
         if !data.is_aligned() {
             return Err(BindError::value_error(format!(
@@ -390,6 +391,58 @@ impl<'py> Tensor<'py> {
                 .wrapping_add_signed(high * item_signed)
                 .wrapping_add(item),
         )
+    }
+}
+
+impl Tensor<'_> {
+    /// The elements from the first to the last as they lie in memory, with whatever lies between them; for readers
+    /// that step over what is not theirs.
+    ///
+    /// # Errors
+    /// A `TypeError` for another element type, a `ValueError` for misaligned memory and for steps backward.
+    pub(crate) fn as_span<T: Element>(&self, name: &str) -> Result<&[T], BindError> {
+        self.expect_dtype(name, T::DTYPES)?;
+        if self.len() == 0 {
+            return Ok(&[]);
+        }
+        let steps = self.shape().iter().zip(self.strides());
+        let mut last = 0;
+        for (&size, &stride) in steps.filter(|&(&size, _)| size > 1) {
+            let Ok(stride) = usize::try_from(stride) else {
+                return Err(self.misplaced(name, "steps forward in memory"));
+            };
+            last += stride * (size - 1);
+        }
+        let data = self.aligned::<T>(name)?;
+        // SAFETY: type and alignment are checked; the pointer is that of the first element, the last one is `last`
+        // further on and in the same allocation, which the owner keeps alive; `T` has no invalid bit patterns.
+        Ok(unsafe { std::slice::from_raw_parts(data, last + 1) })
+    }
+
+    /// Asks the system for large pages behind memory that nothing was written to yet: a new result of megabytes is
+    /// otherwise paid for with a page fault every 4 KB.
+    pub(crate) fn prefer_large_pages(&self) {
+        #[cfg(target_os = "linux")]
+        {
+            // A multiple of every page size.
+            const PAGE: usize = 1 << 16;
+            let (start, end) = self.extent();
+            let (start, end) = (start.next_multiple_of(PAGE), end / PAGE * PAGE);
+            if end > start {
+                let from = self.data.with_addr(start).cast();
+                // SAFETY: whole pages inside the tensor; the advice changes no contents, and the answer may be no.
+                unsafe { libc::madvise(from, end - start, libc::MADV_HUGEPAGE) };
+            }
+        }
+    }
+
+    /// An error about the layout.
+    pub(crate) fn misplaced(&self, name: &str, wanted: &str) -> BindError {
+        BindError::value_error(format!(
+            "{name}: expected {wanted}, got shape {:?} with strides {:?}; call .contiguous()",
+            self.shape(),
+            self.strides()
+        ))
     }
 }
 
