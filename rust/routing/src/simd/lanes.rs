@@ -1,0 +1,113 @@
+//! Sixteen numbers at a time: what a tier must be able to do for `pass.rs`.
+//!
+//! A value of an implementing type is a proof that the processor has the tier's instructions; that is why the methods
+//! are safe. Every one of them is exact or rounds once to nearest even, so all tiers give the same bits.
+
+/// Numbers per vector, and per row of scratch memory.
+pub(crate) const WIDTH: usize = 16;
+/// Candidates that a row may have before it is chosen from one expert at a time.
+pub(crate) const CANDIDATES: usize = 64;
+
+/// The experts of a row that may be among its best, in ascending order of their index.
+pub(crate) struct Candidates {
+    /// How many were found; more than [`CANDIDATES`] were not all kept.
+    pub(crate) found: usize,
+    /// Their orders; behind the last one is anything.
+    pub(crate) orders: [i32; CANDIDATES + WIDTH],
+    /// Their indices.
+    pub(crate) indices: [i32; CANDIDATES + WIDTH],
+}
+
+impl Candidates {
+    #[inline(always)]
+    pub(crate) fn new() -> Self {
+        Self {
+            found: 0,
+            orders: [0; CANDIDATES + WIDTH],
+            indices: [0; CANDIDATES + WIDTH],
+        }
+    }
+
+    /// Where the next `N` numbers go; behind the last kept one if there is no room left.
+    #[inline(always)]
+    pub(crate) fn room<const N: usize>(&mut self) -> (&mut [i32; N], &mut [i32; N]) {
+        let start = self.found.min(CANDIDATES);
+        let orders = self.orders[start..].first_chunk_mut();
+        let indices = self.indices[start..].first_chunk_mut();
+        match (orders, indices) {
+            (Some(orders), Some(indices)) => (orders, indices),
+            _ => unreachable!("N is at most WIDTH, and WIDTH numbers have room behind CANDIDATES"),
+        }
+    }
+}
+
+/// Vectors of sixteen numbers.
+pub(crate) trait Lanes: Copy {
+    /// Sixteen float32.
+    type Float: Copy;
+    /// Sixteen int32; arithmetic wraps.
+    type Int: Copy;
+    /// Sixteen truth values.
+    type Mask: Copy;
+
+    fn splat(self, value: f32) -> Self::Float;
+    fn load(self, from: &[f32; WIDTH]) -> Self::Float;
+    fn store(self, value: Self::Float, to: &mut [f32; WIDTH]);
+    fn add(self, a: Self::Float, b: Self::Float) -> Self::Float;
+    fn sub(self, a: Self::Float, b: Self::Float) -> Self::Float;
+    fn mul(self, a: Self::Float, b: Self::Float) -> Self::Float;
+    fn div(self, a: Self::Float, b: Self::Float) -> Self::Float;
+    fn sqrt(self, a: Self::Float) -> Self::Float;
+    /// The larger of two numbers; anything if one is NaN.
+    fn max(self, a: Self::Float, b: Self::Float) -> Self::Float;
+    fn bits(self, a: Self::Float) -> Self::Int;
+    fn from_bits(self, a: Self::Int) -> Self::Float;
+    /// The largest of sixteen numbers that are not NaN.
+    fn largest(self, a: Self::Float) -> f32;
+    /// The sum: lanes 8 apart first, then 4, 2 and 1 apart.
+    fn tree_sum(self, a: Self::Float) -> f32;
+
+    fn int_splat(self, value: i32) -> Self::Int;
+    fn int_load(self, from: &[i32; WIDTH]) -> Self::Int;
+    fn int_store(self, value: Self::Int, to: &mut [i32; WIDTH]);
+    fn int_add(self, a: Self::Int, b: Self::Int) -> Self::Int;
+    fn int_sub(self, a: Self::Int, b: Self::Int) -> Self::Int;
+    fn and(self, a: Self::Int, b: Self::Int) -> Self::Int;
+    fn or(self, a: Self::Int, b: Self::Int) -> Self::Int;
+    fn xor(self, a: Self::Int, b: Self::Int) -> Self::Int;
+    fn shift_left_23(self, a: Self::Int) -> Self::Int;
+    /// Halves, rounding down.
+    fn halve(self, a: Self::Int) -> Self::Int;
+    /// All bits where negative, none elsewhere.
+    fn sign(self, a: Self::Int) -> Self::Int;
+    fn int_max(self, a: Self::Int, b: Self::Int) -> Self::Int;
+    fn int_min(self, a: Self::Int, b: Self::Int) -> Self::Int;
+
+    fn greater(self, a: Self::Int, b: Self::Int) -> Self::Mask;
+    fn choose(self, mask: Self::Mask, yes: Self::Int, no: Self::Int) -> Self::Int;
+    /// Adds one where the mask is set.
+    fn count(self, sum: Self::Int, mask: Self::Mask) -> Self::Int;
+    /// Bit `i` is lane `i`.
+    fn mask_bits(self, mask: Self::Mask) -> u32;
+
+    /// The two largest of sixteen pairs `(first, second)`, where no lane's second is larger than its first.
+    fn top_two(self, first: Self::Int, second: Self::Int) -> (i32, i32);
+
+    /// As [`Lanes::top_two`] for eight groups at once: the first and the second of each.
+    #[inline(always)]
+    fn top_two_of_eight(
+        self,
+        first: &[[i32; WIDTH]; 8],
+        second: &[[i32; WIDTH]; 8],
+        best: &mut [i32; 8],
+        next: &mut [i32; 8],
+    ) {
+        for group in 0..8 {
+            (best[group], next[group]) =
+                self.top_two(self.int_load(&first[group]), self.int_load(&second[group]));
+        }
+    }
+
+    /// Adds the lanes that are at least `least` to the candidates; lane `i` is expert `start + i`.
+    fn collect(self, orders: Self::Int, least: Self::Int, start: i32, candidates: &mut Candidates);
+}
