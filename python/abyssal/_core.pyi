@@ -2,7 +2,7 @@
 # Tensors may be torch tensors, numpy arrays or other buffers; that cannot be written as one type
 # without importing torch, so they are `object` here and checked at run time.
 from collections.abc import Sequence
-from typing import Final, final
+from typing import Any, Final, final
 
 __all__ = [
     "DecodeStream",
@@ -19,6 +19,7 @@ __all__ = [
     "quantize_fp8",
     "quantize_mxfp4",
     "route",
+    "route_direct",
     "route_table",
 ]
 
@@ -42,6 +43,19 @@ def route(
     scale: float = 1.0,
     load: object = None,
 ) -> int: ...
+def route_direct(
+    logits: object,
+    top_k: object,
+    scoring: object,
+    correction_bias: object,
+    num_groups: object,
+    top_groups: object,
+    group_score: object,
+    normalize: object,
+    scale: object,
+    out: object,
+    load: object,
+) -> tuple[Any, Any] | None: ...
 def route_table(
     logits: object,
     token_ids: object,

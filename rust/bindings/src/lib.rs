@@ -66,7 +66,7 @@ mod _core {
         dequantize_fp8, dequantize_mxfp4, fp8_linear, mxfp4_linear, quantize_fp8, quantize_mxfp4,
     };
     #[pymodule_export]
-    use crate::routing::{permute, route, route_table};
+    use crate::routing::{permute, route, route_direct, route_table};
     #[pymodule_export]
     use crate::tokenizer::{DecodeStream, Tokenizer};
 

@@ -7,6 +7,8 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may fail"))]
 
 mod error;
+mod lane_scores;
+mod lane_select;
 mod logits;
 mod pass;
 mod permute;

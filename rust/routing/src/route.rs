@@ -1,6 +1,7 @@
 //! A routing rule, and the choice of experts and weights for each row of logits.
 
 use crate::error::{Error, Result, expect_length};
+use crate::lane_select::Choice;
 use crate::logits::Logits;
 use crate::scores::{Scoring, scores_row};
 use crate::select::{GroupScore, NEVER, group_order, index_of, order, top};
@@ -47,7 +48,11 @@ pub struct Output<'a> {
 }
 
 impl Output<'_> {
-    pub(crate) fn check(&self, tokens: usize, top_k: usize, num_experts: usize) -> Result<()> {
+    /// Checks the lengths.
+    ///
+    /// # Errors
+    /// The first that does not fit.
+    pub fn check(&self, tokens: usize, top_k: usize, num_experts: usize) -> Result<()> {
         expect_length("weights", tokens * top_k, self.weights.len())?;
         expect_length("indices", tokens * top_k, self.indices.len())?;
         self.load.as_ref().map_or(Ok(()), |load| {
@@ -65,7 +70,11 @@ pub(crate) fn check_experts(num_experts: usize) -> Result<()> {
 }
 
 impl Rule {
-    fn check(&self) -> Result<()> {
+    /// Checks that the numbers fit together.
+    ///
+    /// # Errors
+    /// The first that does not.
+    pub fn check(&self) -> Result<()> {
         let Self {
             num_experts,
             top_k,
@@ -181,38 +190,49 @@ pub(crate) struct Job<'a> {
     pub(crate) bias: Option<&'a [f32]>,
 }
 
-/// Memory of one row. Lengths are those of the experts, rounded up to whole vectors.
+/// Memory of the rows that are routed together. Rows are those of the experts, rounded up to whole vectors.
 pub(crate) struct Scratch<'a> {
-    /// Logits that came in a narrower format.
+    /// Logits of one row that came in a narrower format.
     pub(crate) widened: &'a mut [f32],
     pub(crate) scores: &'a mut [f32],
-    /// One vector longer, so that a vector can be read from the start of every expert.
+    /// Each row is one vector longer, so that a vector can be read from the start of every expert.
     pub(crate) orders: &'a mut [i32],
+    /// One for each row.
+    pub(crate) choices: &'a mut [Choice],
 }
 
 impl Scratch<'_> {
-    /// Runs `work` with scratch memory for a row, on the stack unless it is very long.
-    fn with<T>(num_experts: usize, narrow: bool, work: impl FnOnce(&mut Scratch<'_>) -> T) -> T {
+    /// Runs `work` with scratch memory for some of the tokens, on the stack unless rows are very long.
+    fn with<T>(
+        num_experts: usize,
+        tokens: usize,
+        narrow: bool,
+        work: impl FnOnce(&mut Scratch<'_>) -> T,
+    ) -> T {
         macro_rules! on_stack {
-            ($experts:literal, $widened:expr) => {
+            ($experts:literal, $widened:literal, $rows:literal) => {
                 work(&mut Scratch {
-                    widened: &mut $widened,
-                    scores: &mut [0.0; $experts],
-                    orders: &mut [NEVER; $experts + WIDTH],
+                    widened: &mut [0.0; $widened],
+                    scores: &mut [0.0; $experts * $rows],
+                    orders: &mut [NEVER; ($experts + WIDTH) * $rows],
+                    choices: &mut [Choice::EMPTY; $rows],
                 })
             };
         }
-        match (num_experts, narrow) {
-            (..=256, false) => on_stack!(256, []),
-            (..=256, true) => on_stack!(256, [0.0; 256]),
-            (..=1024, false) => on_stack!(1024, []),
-            (..=1024, true) => on_stack!(1024, [0.0; 1024]),
+        match (num_experts, tokens, narrow) {
+            (..=256, ..=1, false) => on_stack!(256, 0, 1),
+            (..=64, _, _) => on_stack!(64, 64, 8),
+            (..=256, _, _) => on_stack!(256, 256, 8),
+            (..=1024, ..=1, _) => on_stack!(1024, 1024, 1),
+            (..=512, _, _) => on_stack!(512, 512, 4),
+            (..=1024, _, _) => on_stack!(1024, 1024, 4),
             _ => {
                 let padded = num_experts.next_multiple_of(WIDTH);
                 work(&mut Scratch {
                     widened: &mut vec![0.0; if narrow { padded } else { 0 }],
                     scores: &mut vec![0.0; padded],
                     orders: &mut vec![NEVER; padded + WIDTH],
+                    choices: &mut [Choice::EMPTY],
                 })
             }
         }
@@ -247,7 +267,8 @@ pub fn route<'a>(
         expect_length("correction_bias", num_experts, bias.len())?;
     }
     let job = Job { rule, logits, bias };
-    Ok(Scratch::with(num_experts, logits.is_narrow(), |scratch| {
+    let narrow = logits.is_narrow();
+    Ok(Scratch::with(num_experts, tokens, narrow, |scratch| {
         tier.rows(&job, &mut output, scratch)
     }))
 }

@@ -2,12 +2,13 @@
 
 use std::arch::x86_64::{
     __m256, __m256i, _mm_add_ps, _mm_add_ss, _mm_cvtsi64_si128, _mm_cvtsi128_si32, _mm_cvtss_f32,
-    _mm_max_epi32, _mm_max_ps, _mm_min_epi32, _mm_movehl_ps, _mm_shuffle_epi32, _mm_shuffle_ps,
-    _mm256_add_epi32, _mm256_add_ps, _mm256_and_si256, _mm256_blendv_epi8, _mm256_castps_si256,
-    _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cmpgt_epi32,
-    _mm256_cvtepu8_epi32, _mm256_div_ps, _mm256_extractf128_ps, _mm256_extracti128_si256,
-    _mm256_loadu_ps, _mm256_loadu_si256, _mm256_max_epi32, _mm256_max_ps, _mm256_min_epi32,
-    _mm256_movemask_ps, _mm256_mul_ps, _mm256_or_si256, _mm256_permute2x128_si256,
+    _mm_max_epi32, _mm_max_ps, _mm_min_epi32, _mm_movehl_ps, _mm_packus_epi16, _mm_shuffle_epi32,
+    _mm_shuffle_ps, _mm_storeu_si128, _mm256_add_epi32, _mm256_add_ps, _mm256_and_si256,
+    _mm256_blendv_epi8, _mm256_castps_si256, _mm256_castps256_ps128, _mm256_castsi256_ps,
+    _mm256_castsi256_si128, _mm256_cmpgt_epi32, _mm256_cvtepu8_epi32, _mm256_div_ps,
+    _mm256_extractf128_ps, _mm256_extracti128_si256, _mm256_loadu_ps, _mm256_loadu_si256,
+    _mm256_max_epi32, _mm256_max_ps, _mm256_min_epi32, _mm256_movemask_ps, _mm256_mul_ps,
+    _mm256_or_si256, _mm256_packus_epi32, _mm256_permute2x128_si256, _mm256_permute4x64_epi64,
     _mm256_permutevar8x32_epi32, _mm256_set1_epi32, _mm256_set1_ps, _mm256_shuffle_ps,
     _mm256_slli_epi32, _mm256_sqrt_ps, _mm256_srai_epi32, _mm256_storeu_ps, _mm256_storeu_si256,
     _mm256_sub_epi32, _mm256_sub_ps, _mm256_unpackhi_epi64, _mm256_unpacklo_epi64,
@@ -191,6 +192,18 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn smallest(self, a: Self::Int) -> i32 {
+        // SAFETY: `self` exists only where the processor has AVX2.
+        unsafe {
+            let eight = _mm256_min_epi32(a[0], a[1]);
+            let upper = _mm256_extracti128_si256::<1>(eight);
+            let four = _mm_min_epi32(_mm256_castsi256_si128(eight), upper);
+            let two = _mm_min_epi32(four, _mm_shuffle_epi32::<0b1110>(four));
+            _mm_cvtsi128_si32(_mm_min_epi32(two, _mm_shuffle_epi32::<0b01>(two)))
+        }
+    }
+
+    #[inline(always)]
     fn top_two(self, first: Self::Int, second: Self::Int) -> (i32, i32) {
         // SAFETY: `self` exists only where the processor has AVX2.
         unsafe {
@@ -248,12 +261,12 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    fn collect(self, orders: Self::Int, least: Self::Int, start: i32, candidates: &mut Candidates) {
-        let smaller = self.greater(least, orders);
+    fn collect(self, orders: Self::Int, below: Self::Int, start: i32, candidates: &mut Candidates) {
+        let above = self.greater(orders, below);
         for half in 0..2 {
-            let set = half_bits(self, smaller[half]) ^ 0xff;
+            let set = half_bits(self, above[half]);
             let (to_orders, to_indices) = candidates.room::<8>();
-            let lanes = i64::from_le_bytes(SET_LANES[set as usize]);
+            let lanes = i64::from_le_bytes(SET_LANES[set as usize % 256]);
             // SAFETY: the processor has AVX2, and both arrays hold eight numbers.
             unsafe {
                 let lanes = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(lanes));
@@ -264,6 +277,20 @@ impl Lanes for Avx2 {
                 _mm256_storeu_si256(to_indices.as_mut_ptr().cast(), indices);
             }
             candidates.found += set.count_ones() as usize;
+        }
+    }
+
+    #[inline(always)]
+    fn store_bytes(self, value: Self::Int, to: &mut [u8; WIDTH]) {
+        // SAFETY: the processor has AVX2, and the array holds sixteen bytes.
+        unsafe {
+            let pairs = _mm256_packus_epi32(value[0], value[1]);
+            let pairs = _mm256_permute4x64_epi64::<0b11_01_10_00>(pairs);
+            let (low, high) = (
+                _mm256_castsi256_si128(pairs),
+                _mm256_extracti128_si256::<1>(pairs),
+            );
+            _mm_storeu_si128(to.as_mut_ptr().cast(), _mm_packus_epi16(low, high));
         }
     }
 }

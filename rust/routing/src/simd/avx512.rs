@@ -2,17 +2,18 @@
 
 use std::arch::x86_64::{
     __m512, __m512i, __mmask16, _mm_add_ps, _mm_add_ss, _mm_cvtsi128_si32, _mm_cvtss_f32,
-    _mm_max_epi32, _mm_min_epi32, _mm_movehl_ps, _mm_shuffle_epi32, _mm_shuffle_ps, _mm256_add_ps,
-    _mm256_castpd_ps, _mm256_castps256_ps128, _mm256_castsi256_si128, _mm256_extractf128_ps,
-    _mm256_extracti128_si256, _mm256_max_epi32, _mm256_min_epi32, _mm512_add_epi32, _mm512_add_ps,
-    _mm512_and_si512, _mm512_castps_pd, _mm512_castps_si512, _mm512_castps512_ps256,
-    _mm512_castsi512_ps, _mm512_castsi512_si256, _mm512_cmpgt_epi32_mask, _mm512_div_ps,
-    _mm512_extractf64x4_pd, _mm512_extracti64x4_epi64, _mm512_loadu_epi32, _mm512_loadu_ps,
-    _mm512_mask_add_epi32, _mm512_mask_blend_epi32, _mm512_maskz_compress_epi32, _mm512_max_epi32,
-    _mm512_max_ps, _mm512_min_epi32, _mm512_mul_ps, _mm512_or_si512, _mm512_reduce_max_ps,
-    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi32, _mm512_slli_epi32, _mm512_sqrt_ps,
-    _mm512_srai_epi32, _mm512_storeu_epi32, _mm512_storeu_ps, _mm512_sub_epi32, _mm512_sub_ps,
-    _mm512_xor_si512,
+    _mm_max_epi32, _mm_min_epi32, _mm_movehl_ps, _mm_shuffle_epi32, _mm_shuffle_ps,
+    _mm_storeu_si128, _mm256_add_ps, _mm256_castpd_ps, _mm256_castps256_ps128,
+    _mm256_castsi256_si128, _mm256_extractf128_ps, _mm256_extracti128_si256, _mm256_max_epi32,
+    _mm256_min_epi32, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_castps_pd,
+    _mm512_castps_si512, _mm512_castps512_ps256, _mm512_castsi512_ps, _mm512_castsi512_si256,
+    _mm512_cmpgt_epi32_mask, _mm512_cvtepi32_epi8, _mm512_div_ps, _mm512_extractf64x4_pd,
+    _mm512_extracti64x4_epi64, _mm512_loadu_epi32, _mm512_loadu_ps, _mm512_mask_add_epi32,
+    _mm512_mask_blend_epi32, _mm512_maskz_compress_epi32, _mm512_max_epi32, _mm512_max_ps,
+    _mm512_min_epi32, _mm512_mul_ps, _mm512_or_si512, _mm512_reduce_max_ps,
+    _mm512_reduce_min_epi32, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi32,
+    _mm512_slli_epi32, _mm512_sqrt_ps, _mm512_srai_epi32, _mm512_storeu_epi32, _mm512_storeu_ps,
+    _mm512_sub_epi32, _mm512_sub_ps, _mm512_xor_si512,
 };
 
 use super::lanes::{Candidates, Lanes, WIDTH};
@@ -125,6 +126,12 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn smallest(self, a: __m512i) -> i32 {
+        // SAFETY: `self` exists only where the processor has AVX-512.
+        unsafe { _mm512_reduce_min_epi32(a) }
+    }
+
+    #[inline(always)]
     fn top_two(self, first: __m512i, second: __m512i) -> (i32, i32) {
         // SAFETY: `self` exists only where the processor has AVX-512.
         unsafe {
@@ -160,11 +167,11 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    fn collect(self, orders: __m512i, least: __m512i, start: i32, candidates: &mut Candidates) {
+    fn collect(self, orders: __m512i, below: __m512i, start: i32, candidates: &mut Candidates) {
         let (to_orders, to_indices) = candidates.room::<WIDTH>();
         // SAFETY: the processor has AVX-512, and both arrays hold sixteen numbers.
         let set = unsafe {
-            let set = !_mm512_cmpgt_epi32_mask(least, orders);
+            let set = _mm512_cmpgt_epi32_mask(orders, below);
             let moved = _mm512_maskz_compress_epi32(set, orders);
             _mm512_storeu_epi32(to_orders.as_mut_ptr(), moved);
             let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -174,5 +181,11 @@ impl Lanes for Avx512 {
             set
         };
         candidates.found += set.count_ones() as usize;
+    }
+
+    #[inline(always)]
+    fn store_bytes(self, value: __m512i, to: &mut [u8; WIDTH]) {
+        // SAFETY: the processor has AVX-512, and the array holds sixteen bytes.
+        unsafe { _mm_storeu_si128(to.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(value)) }
     }
 }

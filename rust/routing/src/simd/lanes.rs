@@ -19,14 +19,12 @@ pub(crate) struct Candidates {
 }
 
 impl Candidates {
-    #[inline(always)]
-    pub(crate) fn new() -> Self {
-        Self {
-            found: 0,
-            orders: [0; CANDIDATES + WIDTH],
-            indices: [0; CANDIDATES + WIDTH],
-        }
-    }
+    /// No candidates.
+    pub(crate) const EMPTY: Self = Self {
+        found: 0,
+        orders: [0; CANDIDATES + WIDTH],
+        indices: [0; CANDIDATES + WIDTH],
+    };
 
     /// Where the next `N` numbers go; behind the last kept one if there is no room left.
     #[inline(always)]
@@ -87,6 +85,8 @@ pub(crate) trait Lanes: Copy {
     fn choose(self, mask: Self::Mask, yes: Self::Int, no: Self::Int) -> Self::Int;
     /// Adds one where the mask is set.
     fn count(self, sum: Self::Int, mask: Self::Mask) -> Self::Int;
+    /// The smallest of sixteen numbers.
+    fn smallest(self, a: Self::Int) -> i32;
     /// Bit `i` is lane `i`.
     fn mask_bits(self, mask: Self::Mask) -> u32;
 
@@ -108,6 +108,16 @@ pub(crate) trait Lanes: Copy {
         }
     }
 
-    /// Adds the lanes that are at least `least` to the candidates; lane `i` is expert `start + i`.
-    fn collect(self, orders: Self::Int, least: Self::Int, start: i32, candidates: &mut Candidates);
+    /// Adds the lanes above `below` to the candidates; lane `i` is expert `start + i`.
+    fn collect(self, orders: Self::Int, below: Self::Int, start: i32, candidates: &mut Candidates);
+
+    /// Stores the lowest byte of each lane.
+    #[inline(always)]
+    fn store_bytes(self, value: Self::Int, to: &mut [u8; WIDTH]) {
+        let mut lanes = [0; WIDTH];
+        self.int_store(value, &mut lanes);
+        for (to, lane) in to.iter_mut().zip(lanes) {
+            *to = lane as u8;
+        }
+    }
 }

@@ -3,8 +3,8 @@
 use std::arch::aarch64::{
     float32x4_t, int32x4_t, uint32x4_t, vaddq_f32, vaddq_s32, vandq_s32, vbslq_s32, vcgtq_s32,
     vcombine_u16, vdivq_f32, vdupq_n_f32, vdupq_n_s32, veorq_s32, vget_lane_u64, vld1q_f32,
-    vld1q_s32, vmaxnmvq_f32, vmaxq_f32, vmaxq_s32, vminq_s32, vmovn_u16, vmovn_u32, vmulq_f32,
-    vorrq_s32, vreinterpret_u64_u8, vreinterpretq_f32_s32, vreinterpretq_s32_f32,
+    vld1q_s32, vmaxnmvq_f32, vmaxq_f32, vmaxq_s32, vminq_s32, vminvq_s32, vmovn_u16, vmovn_u32,
+    vmulq_f32, vorrq_s32, vreinterpret_u64_u8, vreinterpretq_f32_s32, vreinterpretq_s32_f32,
     vreinterpretq_s32_u32, vshlq_n_s32, vshrq_n_s32, vsqrtq_f32, vst1q_f32, vst1q_s32, vsubq_f32,
     vsubq_s32,
 };
@@ -118,6 +118,12 @@ impl Lanes for Neon {
     }
 
     #[inline(always)]
+    fn smallest(self, a: Self::Int) -> i32 {
+        // SAFETY: `self` exists only where the processor has NEON.
+        unsafe { vminvq_s32(vminq_s32(vminq_s32(a[0], a[1]), vminq_s32(a[2], a[3]))) }
+    }
+
+    #[inline(always)]
     fn mask_bits(self, mask: Self::Mask) -> u32 {
         let mut bits = 0;
         for (part, mask) in mask.into_iter().enumerate() {
@@ -153,8 +159,8 @@ impl Lanes for Neon {
     }
 
     #[inline(always)]
-    fn collect(self, orders: Self::Int, least: Self::Int, start: i32, candidates: &mut Candidates) {
-        let mut set = self.mask_bits(self.greater(least, orders)) ^ 0xffff;
+    fn collect(self, orders: Self::Int, below: Self::Int, start: i32, candidates: &mut Candidates) {
+        let mut set = self.mask_bits(self.greater(orders, below));
         if set == 0 {
             return;
         }
