@@ -14,6 +14,7 @@ __all__ = [
     "dequantize_fp8",
     "dequantize_mxfp4",
     "fp8_linear",
+    "gate_route",
     "mxfp4_linear",
     "permute",
     "quantize_fp8",
@@ -42,6 +43,24 @@ def route(
     normalize: bool = True,
     scale: float = 1.0,
     load: object = None,
+) -> int: ...
+def gate_route(
+    x: object,
+    weight: object,
+    weights: object,
+    indices: object,
+    *,
+    top_k: int,
+    scoring: str,
+    correction_bias: object = None,
+    num_groups: int = 1,
+    top_groups: int = 1,
+    group_score: str = "top2_sum",
+    normalize: bool = True,
+    scale: float = 1.0,
+    load: object = None,
+    logits: object = None,
+    num_threads: int = 1,
 ) -> int: ...
 def route_direct(
     logits: object,

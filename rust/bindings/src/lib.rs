@@ -12,6 +12,7 @@ use crate::error::BindError;
 mod dlpack;
 mod dtype;
 mod error;
+mod gate;
 mod kvcache;
 mod quant;
 mod routing;
@@ -44,11 +45,7 @@ pub(crate) fn guard<T>(work: impl FnOnce() -> Result<T, BindError>) -> Result<T,
 /// The instruction tier that the operations choose on this machine.
 #[pyfunction]
 fn cpu_tier() -> &'static str {
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") {
-        return "avx2";
-    }
-    "scalar"
+    abyssal_routing::Tier::best().name()
 }
 
 #[pymodule(gil_used = false)]
@@ -59,6 +56,8 @@ mod _core {
     use super::cpu_tier;
     #[pymodule_export]
     use crate::error::OutOfPages;
+    #[pymodule_export]
+    use crate::gate::gate_route;
     #[pymodule_export]
     use crate::kvcache::PageCache;
     #[pymodule_export]

@@ -24,7 +24,7 @@ impl From<Error> for BindError {
     }
 }
 
-fn scoring_from(name: &str) -> Result<Scoring, BindError> {
+pub(crate) fn scoring_from(name: &str) -> Result<Scoring, BindError> {
     match name {
         "softmax" => Ok(Scoring::Softmax),
         "sigmoid" => Ok(Scoring::Sigmoid),
@@ -35,7 +35,7 @@ fn scoring_from(name: &str) -> Result<Scoring, BindError> {
     }
 }
 
-fn group_score_from(name: &str) -> Result<GroupScore, BindError> {
+pub(crate) fn group_score_from(name: &str) -> Result<GroupScore, BindError> {
     match name {
         "max" => Ok(GroupScore::Max),
         "top2_sum" => Ok(GroupScore::TopTwoSum),
@@ -56,7 +56,7 @@ pub(crate) fn matrix(name: &str, tensor: &Tensor<'_>) -> Result<(usize, usize), 
     }
 }
 
-fn execute<T: Send>(
+pub(crate) fn execute<T: Send>(
     py: Python<'_>,
     size: usize,
     work: impl FnOnce() -> Result<T, BindError> + Send,
@@ -69,15 +69,15 @@ fn execute<T: Send>(
 }
 
 /// The tensors that a routing call writes.
-struct Results<'a, 'py> {
-    weights: &'a mut Tensor<'py>,
-    indices: &'a mut Tensor<'py>,
-    load: Option<&'a mut Tensor<'py>>,
+pub(crate) struct Results<'a, 'py> {
+    pub(crate) weights: &'a mut Tensor<'py>,
+    pub(crate) indices: &'a mut Tensor<'py>,
+    pub(crate) load: Option<&'a mut Tensor<'py>>,
 }
 
 impl Results<'_, '_> {
     /// Checks shapes and that nothing overlaps.
-    fn check(
+    pub(crate) fn check(
         &self,
         shape: [usize; 2],
         num_experts: usize,
@@ -98,7 +98,7 @@ impl Results<'_, '_> {
         }
     }
 
-    fn output(&mut self) -> Result<Output<'_>, BindError> {
+    pub(crate) fn output(&mut self) -> Result<Output<'_>, BindError> {
         Ok(Output {
             weights: self.weights.as_mut_slice("weights")?,
             indices: self.indices.as_mut_slice("indices")?,
