@@ -14,6 +14,7 @@ __all__ = [
     "dequantize_fp8",
     "dequantize_mxfp4",
     "fp8_linear",
+    "gate_direct",
     "gate_route",
     "mxfp4_linear",
     "permute",
@@ -44,6 +45,22 @@ def route(
     scale: float = 1.0,
     load: object = None,
 ) -> int: ...
+def gate_direct(
+    x: object,
+    weight: object,
+    top_k: object,
+    scoring: object,
+    correction_bias: object,
+    num_groups: object,
+    top_groups: object,
+    group_score: object,
+    normalize: object,
+    scale: object,
+    out: object,
+    load: object,
+    logits: object,
+    num_threads: int,
+) -> tuple[Any, Any] | None: ...
 def gate_route(
     x: object,
     weight: object,

@@ -6,7 +6,9 @@ plain PyTorch, bit for bit.
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
+from abyssal._core import gate_direct
 from abyssal.reference.checks import check_gate
 from abyssal.reference.routing import add_load
 
@@ -64,6 +66,12 @@ def gate_route(
     Source: DeepSeek-V2 and DeepSeek-V3 reports, section 2.1.2.
     """
     selection = (correction_bias, num_groups, top_groups, group_score)
+    if not is_compiling():
+        # The usual call, checked where it runs; everything else is looked at below.
+        rule = (top_k, scoring, *selection, normalize, scale)
+        direct = gate_direct(x, weight, *rule, out, load, logits, torch.get_num_threads())
+        if direct is not None:
+            return direct
     check_gate(x, weight, top_k, scoring, selection, out, load, logits)
     if not (is_direct(x) and is_direct(weight)):
         results = torch.ops.abyssal.gate_route(

@@ -57,7 +57,7 @@ mod _core {
     #[pymodule_export]
     use crate::error::OutOfPages;
     #[pymodule_export]
-    use crate::gate::gate_route;
+    use crate::gate::{gate_direct, gate_route};
     #[pymodule_export]
     use crate::kvcache::PageCache;
     #[pymodule_export]

@@ -233,20 +233,16 @@ pub(crate) fn route_direct<'py>(
         let &[tokens, num_experts] = logits.shape() else {
             return None;
         };
-        let rule = Rule {
-            num_experts,
-            top_k: top_k.extract().ok()?,
-            scoring: scoring_from(scoring.cast::<PyString>().ok()?.to_str().ok()?).ok()?,
-            num_groups: num_groups.extract().ok()?,
-            top_groups: top_groups.extract().ok()?,
-            group_score: group_score_from(group_score.cast::<PyString>().ok()?.to_str().ok()?)
-                .ok()?,
-            weighting: Weighting {
-                normalize: normalize.extract().ok()?,
-                scale: scale.extract().ok()?,
-            },
+        let rule = Choice {
+            top_k,
+            scoring,
+            num_groups,
+            top_groups,
+            group_score,
+            normalize,
+            scale,
         };
-        rule.check().ok()?;
+        let rule = rule.rule(num_experts)?;
         let (out, weights, indices) = outputs(py, out, (tokens, rule.top_k))?;
         let call = Call {
             logits,
@@ -267,8 +263,40 @@ pub(crate) fn route_direct<'py>(
     }
 }
 
+/// The arguments of a rule, as Python passes them.
+pub(crate) struct Choice<'a, 'py> {
+    pub(crate) top_k: &'a Bound<'py, PyAny>,
+    pub(crate) scoring: &'a Bound<'py, PyAny>,
+    pub(crate) num_groups: &'a Bound<'py, PyAny>,
+    pub(crate) top_groups: &'a Bound<'py, PyAny>,
+    pub(crate) group_score: &'a Bound<'py, PyAny>,
+    pub(crate) normalize: &'a Bound<'py, PyAny>,
+    pub(crate) scale: &'a Bound<'py, PyAny>,
+}
+
+impl Choice<'_, '_> {
+    /// The rule, if its numbers fit together.
+    pub(crate) fn rule(&self, num_experts: usize) -> Option<Rule> {
+        let rule = Rule {
+            num_experts,
+            top_k: self.top_k.extract().ok()?,
+            scoring: scoring_from(self.scoring.cast::<PyString>().ok()?.to_str().ok()?).ok()?,
+            num_groups: self.num_groups.extract().ok()?,
+            top_groups: self.top_groups.extract().ok()?,
+            group_score: group_score_from(self.group_score.cast::<PyString>().ok()?.to_str().ok()?)
+                .ok()?,
+            weighting: Weighting {
+                normalize: self.normalize.extract().ok()?,
+                scale: self.scale.extract().ok()?,
+            },
+        };
+        rule.check().ok()?;
+        Some(rule)
+    }
+}
+
 /// An optional tensor of the usual kind; `None` if it is of another.
-fn usual_or_none<'py>(object: &Bound<'py, PyAny>) -> Option<Option<Tensor<'py>>> {
+pub(crate) fn usual_or_none<'py>(object: &Bound<'py, PyAny>) -> Option<Option<Tensor<'py>>> {
     if object.is_none() {
         Some(None)
     } else {

@@ -66,18 +66,28 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Tensor<'py> {
 }
 
 impl<'py> Tensor<'py> {
-    /// The view of what nearly every argument is: a `torch.Tensor` and no subclass, in CPU memory, whose gradient is not
-    /// recorded. `None` for anything else, for the caller to look at without haste.
+    /// The view of what nearly every argument is: a `torch.Tensor` or `torch.nn.Parameter` and no other subclass, in CPU
+    /// memory, whose gradient is not recorded. `None` for anything else, for the caller to look at without haste.
     pub(crate) fn usual(object: &Bound<'py, PyAny>) -> Option<Self> {
-        let torch = Torch::get(object.py()).ok()??;
-        if !torch.is_exact(object) {
+        let py = object.py();
+        let torch = Torch::get(py).ok()??;
+        if !torch.is_exact(object) && !torch.is_parameter(object) {
             return None;
         }
         let tensor = Self::from_exchange_api(object, torch, torch.describe?).ok()?;
-        let recorded = object
-            .getattr(pyo3::intern!(object.py(), "requires_grad"))
-            .and_then(|recorded| recorded.is_truthy());
-        matches!(recorded, Ok(false)).then_some(tensor)
+        // Numbers that have no gradient need not be asked.
+        let plain = matches!(tensor.dtype, Dtype::I32 | Dtype::I64)
+            || !object
+                .getattr(pyo3::intern!(py, "requires_grad"))
+                .and_then(|required| required.is_truthy())
+                .ok()?
+            || !torch
+                .is_grad_enabled
+                .bind(py)
+                .call0()
+                .and_then(|enabled| enabled.is_truthy())
+                .ok()?;
+        plain.then_some(tensor)
     }
 
     /// Reads the view through torch's C table.
@@ -415,6 +425,10 @@ pub(crate) fn reject_overlap(
 pub(crate) struct Torch {
     /// `torch.Tensor`.
     tensor: Py<PyType>,
+    /// `torch.nn.Parameter`.
+    parameter: Py<PyAny>,
+    /// `torch.is_grad_enabled`.
+    is_grad_enabled: Py<PyAny>,
     /// `torch.Tensor.is_neg`.
     is_neg: Py<PyAny>,
     /// How its C table describes a tensor; older versions have no such table.
@@ -439,11 +453,16 @@ impl Torch {
         let Some(torch) = modules.get_item(pyo3::intern!(py, "torch"))? else {
             return Ok(None);
         };
-        // Absent while torch itself is being imported; `empty` comes last of what is used here.
-        let (Some(tensor), Some(empty)) = (
+        // Absent while torch itself is being imported.
+        let (Some(tensor), Some(empty), Some(is_grad_enabled), Some(nn)) = (
             torch.getattr_opt(pyo3::intern!(py, "Tensor"))?,
             torch.getattr_opt(pyo3::intern!(py, "empty"))?,
+            torch.getattr_opt(pyo3::intern!(py, "is_grad_enabled"))?,
+            torch.getattr_opt(pyo3::intern!(py, "nn"))?,
         ) else {
+            return Ok(None);
+        };
+        let Some(parameter) = nn.getattr_opt(pyo3::intern!(py, "Parameter"))? else {
             return Ok(None);
         };
         let tensor = tensor.cast_into::<PyType>()?;
@@ -460,6 +479,8 @@ impl Torch {
         let found = Self {
             is_neg: tensor.getattr(pyo3::intern!(py, "is_neg"))?.unbind(),
             tensor: tensor.unbind(),
+            parameter: parameter.unbind(),
+            is_grad_enabled: is_grad_enabled.unbind(),
             describe,
             f32: of("float32")?,
             i32: of("int32")?,
@@ -478,6 +499,10 @@ impl Torch {
         let is_tensor = torch.is_exact(object)
             || unsafe { pyo3::ffi::PyType_IsSubtype(object.get_type_ptr(), tensor) } != 0;
         Ok(is_tensor.then_some(torch))
+    }
+
+    fn is_parameter(&self, object: &Bound<'_, PyAny>) -> bool {
+        object.get_type_ptr().cast() == self.parameter.as_ptr()
     }
 
     fn is_exact(&self, object: &Bound<'_, PyAny>) -> bool {

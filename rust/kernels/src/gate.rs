@@ -15,8 +15,10 @@ use std::fmt;
 use abyssal_routing::{self as routing, Output, Rule, Tier};
 
 mod dots;
+mod vector;
 
-use dots::{Rows, WIDTH};
+use dots::Rows;
+use vector::WIDTH;
 
 /// Tokens whose logits exist at the same time.
 const TOGETHER: usize = 64;
