@@ -8,10 +8,10 @@ use crate::select::NEVER;
 use crate::simd::lanes::{Lanes, WIDTH};
 
 /// Below this size, an exponential of a logit is a normal number.
-const TAME: f32 = 80.0;
+pub(crate) const TAME: f32 = 80.0;
 pub(crate) const INDEX: [i32; WIDTH] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
 const SIGN: i32 = i32::MIN;
-const MAGNITUDE: i32 = i32::MAX;
+pub(crate) const MAGNITUDE: i32 = i32::MAX;
 
 type Floats = [[f32; WIDTH]];
 type Ints = [[i32; WIDTH]];
@@ -39,9 +39,8 @@ pub(crate) fn score<L: Lanes, const BIAS: bool>(
             }
         }
         Scoring::Softmax => {
-            let (largest, size) = extremes(l, row);
-            // Differences of two such logits are tame.
-            if finite_bias && size <= TAME / 2.0 {
+            let (largest, tame) = extremes(l, row);
+            if finite_bias && tame {
                 softmax::<L, BIAS, true>(l, row, largest, bias, scores, orders);
             } else {
                 softmax::<L, BIAS, false>(l, row, cleaned_largest(row), bias, scores, orders);
@@ -101,15 +100,10 @@ fn each<L: Lanes, const BIAS: bool, const SOFTPLUS: bool, const TAME_ROW: bool>(
         if TAME_ROW {
             worst = l.int_max(worst, negative);
         }
-        let small = exp_nonpositive::<L, TAME_ROW>(l, l.from_bits(negative));
         let score = if SOFTPLUS {
-            let positive = l.max(x, l.splat(0.0));
-            l.sqrt(l.add(positive, log1p_unit(l, small)))
+            sqrt_softplus::<L, TAME_ROW>(l, x)
         } else {
-            let one = l.splat(1.0);
-            let minus = l.greater(l.int_splat(0), l.bits(x));
-            let upper = l.from_bits(l.choose(minus, l.bits(small), l.bits(one)));
-            l.div(upper, l.add(small, one))
+            sigmoid::<L, TAME_ROW>(l, x)
         };
         finish::<L, BIAS, TAME_ROW>(
             l,
@@ -124,9 +118,32 @@ fn each<L: Lanes, const BIAS: bool, const SOFTPLUS: bool, const TAME_ROW: bool>(
     !TAME_ROW || l.mask_bits(l.greater(worst, l.int_splat((-TAME).to_bits() as i32))) == 0
 }
 
-/// The largest logit and the largest size of one; the size is NaN if a logit is.
+/// The exponential of minus the size of a number.
 #[inline(always)]
-fn extremes<L: Lanes>(l: L, row: &[f32]) -> (f32, f32) {
+fn exp_of_size<L: Lanes, const TAME_ROW: bool>(l: L, x: L::Float) -> L::Float {
+    let negative = l.or(l.bits(x), l.int_splat(SIGN));
+    exp_nonpositive::<L, TAME_ROW>(l, l.from_bits(negative))
+}
+
+#[inline(always)]
+pub(crate) fn sigmoid<L: Lanes, const TAME_ROW: bool>(l: L, x: L::Float) -> L::Float {
+    let small = exp_of_size::<L, TAME_ROW>(l, x);
+    let one = l.splat(1.0);
+    let minus = l.greater(l.int_splat(0), l.bits(x));
+    let upper = l.from_bits(l.choose(minus, l.bits(small), l.bits(one)));
+    l.div(upper, l.add(small, one))
+}
+
+#[inline(always)]
+pub(crate) fn sqrt_softplus<L: Lanes, const TAME_ROW: bool>(l: L, x: L::Float) -> L::Float {
+    let small = exp_of_size::<L, TAME_ROW>(l, x);
+    let positive = l.max(x, l.splat(0.0));
+    l.sqrt(l.add(positive, log1p_unit(l, small)))
+}
+
+/// The largest logit, and whether the differences of any two are tame.
+#[inline(always)]
+fn extremes<L: Lanes>(l: L, row: &[f32]) -> (f32, bool) {
     let mut largest = l.splat(f32::NEG_INFINITY);
     let mut worst = l.int_splat(0);
     for_each_vector!(row, &[0.0_f32; 0], false, |_at, logits, _bias, lanes| {
@@ -138,10 +155,9 @@ fn extremes<L: Lanes>(l: L, row: &[f32]) -> (f32, f32) {
         largest = l.max(largest, seen);
         worst = l.int_max(worst, l.and(l.bits(x), l.int_splat(MAGNITUDE)));
     });
-    let mut sizes = [0; WIDTH];
-    l.int_store(worst, &mut sizes);
-    let size = sizes.into_iter().fold(0, i32::max);
-    (l.largest(largest), f32::from_bits(size as u32))
+    let limit = l.int_splat((TAME / 2.0).to_bits() as i32);
+    let tame = l.mask_bits(l.greater(worst, limit)) == 0;
+    (l.largest(largest), tame)
 }
 
 fn cleaned_largest(row: &[f32]) -> f32 {
@@ -259,7 +275,7 @@ fn horner<L: Lanes>(l: L, x: L::Float, coefficients: &[f32]) -> L::Float {
 
 /// As `scores::exp_nonpositive`; tame numbers need no floor, and their power of two is added to the exponent.
 #[inline(always)]
-fn exp_nonpositive<L: Lanes, const TAME_ROW: bool>(l: L, x: L::Float) -> L::Float {
+pub(crate) fn exp_nonpositive<L: Lanes, const TAME_ROW: bool>(l: L, x: L::Float) -> L::Float {
     let x = if TAME_ROW {
         x
     } else {

@@ -9,11 +9,13 @@
 //! ```
 //!
 //! Each step waits for the one before, so a few tokens take each step together, and the processor overlaps them.
-//! Shapes that the vectors do not cover (more than 16 experts per token or 16 groups), rows with many ties and rows
+//! Rows of few experts are taken sixteen at a time (`columns.rs`). Shapes that the vectors do not cover (more than 16 experts per token or 16 groups), rows with many ties and rows
 //! without enough experts are chosen from by the specification.
 
+use crate::columns;
 use crate::lane_scores::score;
 use crate::lane_select::{MOST, best_groups};
+use crate::logits::Logits;
 use crate::route::{Job, Output, Rule, Scratch, count};
 use crate::simd::lanes::{Lanes, WIDTH};
 
@@ -26,9 +28,48 @@ pub(crate) fn rows<L: Lanes>(
     scratch: &mut Scratch<'_>,
 ) -> usize {
     let Job { rule, logits, bias } = *job;
+    let finite_bias = bias.is_none_or(|bias| bias.iter().all(|bias| bias.is_finite()));
+    let tokens = output.weights.len() / rule.top_k;
+    let columns = match logits {
+        Logits::F32(logits) if finite_bias && tokens >= WIDTH && columns::covers(rule) => logits,
+        _ => &[],
+    };
+    let mut incomplete = 0;
+    let (mut token, mut by_rows) = (0, 0);
+    while token < tokens {
+        if !columns.is_empty() && tokens - token >= WIDTH && token >= by_rows {
+            let cells = token * rule.top_k;
+            let (weights, indices) = (&mut output.weights[cells..], &mut output.indices[cells..]);
+            let logits = &columns[token * rule.num_experts..];
+            let done = columns::leading_rows(l, rule, logits, bias, weights, indices);
+            count(output.load.as_deref_mut(), &indices[..done * rule.top_k]);
+            token += done;
+            // The next sixteen are not all tame.
+            by_rows = token + WIDTH;
+            continue;
+        }
+        let rest = tokens - token;
+        let tokens = scratch.choices.len().min(rest);
+        incomplete += some_rows(l, job, finite_bias, token, tokens, output, scratch);
+        token += tokens;
+    }
+    incomplete
+}
+
+/// Routes some rows, each step for all of them.
+#[inline(always)]
+fn some_rows<L: Lanes>(
+    l: L,
+    job: &Job<'_>,
+    finite_bias: bool,
+    first: usize,
+    tokens: usize,
+    output: &mut Output<'_>,
+    scratch: &mut Scratch<'_>,
+) -> usize {
+    let Job { rule, logits, bias } = *job;
     let experts = rule.num_experts;
     let padded = experts.next_multiple_of(WIDTH);
-    let finite_bias = bias.is_none_or(|bias| bias.iter().all(|bias| bias.is_finite()));
     let grouped = rule.top_groups < rule.num_groups;
     let covered = rule.top_k <= MOST && (!grouped || rule.num_groups <= MOST);
     let size = if grouped {
@@ -42,59 +83,52 @@ pub(crate) fn rows<L: Lanes>(
         orders,
         choices,
     } = scratch;
-    let together = choices.len();
+    let rows = scores
+        .chunks_exact_mut(padded)
+        .zip(orders.chunks_exact_mut(padded + WIDTH));
+    for (token, (scores, orders)) in rows.take(tokens).enumerate() {
+        let row = logits.row(first + token, experts, widened);
+        let (scores, orders) = (scores.as_chunks_mut().0, orders.as_chunks_mut().0);
+        match bias {
+            Some(bias) => {
+                score::<L, true>(l, rule.scoring, row, bias, finite_bias, scores, orders);
+            }
+            None => score::<L, false>(l, rule.scoring, row, &[], true, scores, orders),
+        }
+    }
+    let choices = &mut choices[..tokens];
+    if covered {
+        let rows = || orders.chunks_exact(padded + WIDTH);
+        if grouped {
+            for (choice, orders) in choices.iter_mut().zip(rows()) {
+                choice.kept = best_groups(l, rule, orders);
+            }
+        }
+        for (choice, orders) in choices.iter_mut().zip(rows()) {
+            choice.find_least(l, rule.top_k, size, orders);
+        }
+        for (choice, orders) in choices.iter_mut().zip(rows()) {
+            choice.collect(l, size, orders);
+        }
+    }
     let mut incomplete = 0;
-    let outputs = output
-        .weights
-        .chunks_mut(rule.top_k * together)
-        .zip(output.indices.chunks_mut(rule.top_k * together));
-    for (block, (weights, indices)) in outputs.enumerate() {
-        let tokens = weights.len() / rule.top_k;
-        let rows = scores
-            .chunks_exact_mut(padded)
-            .zip(orders.chunks_exact_mut(padded + WIDTH));
-        for (token, (scores, orders)) in rows.take(tokens).enumerate() {
-            let row = logits.row(block * together + token, experts, widened);
-            let (scores, orders) = (scores.as_chunks_mut().0, orders.as_chunks_mut().0);
-            match bias {
-                Some(bias) => {
-                    score::<L, true>(l, rule.scoring, row, bias, finite_bias, scores, orders);
-                }
-                None => score::<L, false>(l, rule.scoring, row, &[], true, scores, orders),
-            }
+    let cells = first * rule.top_k..(first + tokens) * rule.top_k;
+    let outputs = output.weights[cells.clone()]
+        .chunks_exact_mut(rule.top_k)
+        .zip(output.indices[cells].chunks_exact_mut(rule.top_k));
+    let rows = scores
+        .chunks_exact(padded)
+        .zip(orders.chunks_exact_mut(padded + WIDTH));
+    for ((choice, (scores, orders)), (weights, indices)) in
+        choices.iter_mut().zip(rows).zip(outputs)
+    {
+        if covered && choice.rank(l) {
+            choice.deliver(l, rule, scores, weights, indices);
+        } else if !by_specification(rule, scores, orders, weights, indices) {
+            incomplete += 1;
+            continue;
         }
-        let choices = &mut choices[..tokens];
-        if covered {
-            let rows = || orders.chunks_exact(padded + WIDTH);
-            if grouped {
-                for (choice, orders) in choices.iter_mut().zip(rows()) {
-                    choice.kept = best_groups(l, rule, orders);
-                }
-            }
-            for (choice, orders) in choices.iter_mut().zip(rows()) {
-                choice.find_least(l, rule.top_k, size, orders);
-            }
-            for (choice, orders) in choices.iter_mut().zip(rows()) {
-                choice.collect(l, size, orders);
-            }
-        }
-        let outputs = weights
-            .chunks_exact_mut(rule.top_k)
-            .zip(indices.chunks_exact_mut(rule.top_k));
-        let rows = scores
-            .chunks_exact(padded)
-            .zip(orders.chunks_exact_mut(padded + WIDTH));
-        for ((choice, (scores, orders)), (weights, indices)) in
-            choices.iter_mut().zip(rows).zip(outputs)
-        {
-            if covered && choice.rank(l) {
-                choice.deliver(l, rule, scores, weights, indices);
-            } else if !by_specification(rule, scores, orders, weights, indices) {
-                incomplete += 1;
-                continue;
-            }
-            count(output.load.as_deref_mut(), indices);
-        }
+        count(output.load.as_deref_mut(), indices);
     }
     incomplete
 }

@@ -8,11 +8,11 @@ use std::arch::x86_64::{
     _mm256_castsi256_si128, _mm256_cmpgt_epi32, _mm256_cvtepu8_epi32, _mm256_div_ps,
     _mm256_extractf128_ps, _mm256_extracti128_si256, _mm256_loadu_ps, _mm256_loadu_si256,
     _mm256_max_epi32, _mm256_max_ps, _mm256_min_epi32, _mm256_movemask_ps, _mm256_mul_ps,
-    _mm256_or_si256, _mm256_packus_epi32, _mm256_permute2x128_si256, _mm256_permute4x64_epi64,
-    _mm256_permutevar8x32_epi32, _mm256_set1_epi32, _mm256_set1_ps, _mm256_shuffle_ps,
-    _mm256_slli_epi32, _mm256_sqrt_ps, _mm256_srai_epi32, _mm256_storeu_ps, _mm256_storeu_si256,
-    _mm256_sub_epi32, _mm256_sub_ps, _mm256_unpackhi_epi64, _mm256_unpacklo_epi64,
-    _mm256_xor_si256,
+    _mm256_or_si256, _mm256_packus_epi32, _mm256_permute2f128_ps, _mm256_permute2x128_si256,
+    _mm256_permute4x64_epi64, _mm256_permutevar8x32_epi32, _mm256_set1_epi32, _mm256_set1_ps,
+    _mm256_setzero_ps, _mm256_shuffle_ps, _mm256_slli_epi32, _mm256_sqrt_ps, _mm256_srai_epi32,
+    _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_epi32, _mm256_sub_ps, _mm256_unpackhi_epi64,
+    _mm256_unpackhi_ps, _mm256_unpacklo_epi64, _mm256_unpacklo_ps, _mm256_xor_si256,
 };
 
 use super::lanes::{Candidates, Lanes, WIDTH};
@@ -281,6 +281,29 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn transpose(self, from: &[&[f32; WIDTH]; WIDTH], to: &mut [[f32; WIDTH]; WIDTH]) {
+        for rows in [0, 8] {
+            for columns in [0, 8] {
+                transpose_eight(self, from, rows, columns, to);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn insert_all<const N: usize>(
+        self,
+        scores: &[[f32; WIDTH]],
+        bias: Option<&[f32]>,
+        best: &mut [[i32; WIDTH]; N],
+        places: &mut [[i32; WIDTH]; N],
+    ) {
+        // Half the tokens at a time: their lists fit into the registers.
+        for half in [0, 8] {
+            insert_eight(self, half, scores, bias, best, places);
+        }
+    }
+
+    #[inline(always)]
     fn store_bytes(self, value: Self::Int, to: &mut [u8; WIDTH]) {
         // SAFETY: the processor has AVX2, and the array holds sixteen bytes.
         unsafe {
@@ -369,5 +392,94 @@ fn odd(_: Avx2, a: __m256i, c: __m256i) -> __m256i {
     unsafe {
         let (a, c) = (_mm256_castsi256_ps(a), _mm256_castsi256_ps(c));
         _mm256_castps_si256(_mm256_shuffle_ps::<0b11_01_11_01>(a, c))
+    }
+}
+
+/// Writes eight columns of eight rows as rows: rows are interleaved in pairs, in fours, then halves are exchanged.
+#[inline(always)]
+pub(super) fn transpose_eight(
+    _: Avx2,
+    from: &[&[f32; WIDTH]; WIDTH],
+    rows: usize,
+    columns: usize,
+    to: &mut [[f32; WIDTH]; WIDTH],
+) {
+    // SAFETY: the first argument exists only where the processor has AVX2, and eight numbers from 0 or 8 on lie within
+    // rows of sixteen.
+    unsafe {
+        let mut row = [_mm256_setzero_ps(); 8];
+        for at in 0..8 {
+            row[at] = _mm256_loadu_ps(from[rows + at][columns..columns + 8].as_ptr());
+        }
+        let mut pair = [_mm256_setzero_ps(); 8];
+        for at in 0..4 {
+            pair[2 * at] = _mm256_unpacklo_ps(row[2 * at], row[2 * at + 1]);
+            pair[2 * at + 1] = _mm256_unpackhi_ps(row[2 * at], row[2 * at + 1]);
+        }
+        let mut four = [_mm256_setzero_ps(); 8];
+        for half in 0..2 {
+            let at = 4 * half;
+            four[at] = _mm256_shuffle_ps::<0b01_00_01_00>(pair[at], pair[at + 2]);
+            four[at + 1] = _mm256_shuffle_ps::<0b11_10_11_10>(pair[at], pair[at + 2]);
+            four[at + 2] = _mm256_shuffle_ps::<0b01_00_01_00>(pair[at + 1], pair[at + 3]);
+            four[at + 3] = _mm256_shuffle_ps::<0b11_10_11_10>(pair[at + 1], pair[at + 3]);
+        }
+        for at in 0..4 {
+            let low = _mm256_permute2f128_ps::<0x20>(four[at], four[at + 4]);
+            let high = _mm256_permute2f128_ps::<0x31>(four[at], four[at + 4]);
+            _mm256_storeu_ps(to[columns + at][rows..rows + 8].as_mut_ptr(), low);
+            _mm256_storeu_ps(to[columns + at + 4][rows..rows + 8].as_mut_ptr(), high);
+        }
+    }
+}
+
+/// As [`Lanes::insert_all`], for the eight lanes from `half` on.
+#[inline(always)]
+fn insert_eight<const N: usize>(
+    _: Avx2,
+    half: usize,
+    scores: &[[f32; WIDTH]],
+    bias: Option<&[f32]>,
+    best: &mut [[i32; WIDTH]; N],
+    places: &mut [[i32; WIDTH]; N],
+) {
+    // SAFETY: the first argument exists only where the processor has AVX2, and eight numbers from 0 or 8 on lie within
+    // rows of sixteen.
+    unsafe {
+        let magnitude = _mm256_set1_epi32(i32::MAX);
+        let mut orders = [_mm256_set1_epi32(i32::MIN); N];
+        let mut experts = [_mm256_set1_epi32(0); N];
+        for (expert, score) in scores.iter().enumerate() {
+            let score = _mm256_loadu_ps(score[half..half + 8].as_ptr());
+            let order = match bias {
+                None => _mm256_castps_si256(score),
+                Some(bias) => {
+                    let key = _mm256_add_ps(score, _mm256_set1_ps(bias[expert]));
+                    let key = _mm256_castps_si256(key);
+                    let sign = _mm256_srai_epi32::<31>(key);
+                    _mm256_xor_si256(key, _mm256_and_si256(sign, magnitude))
+                }
+            };
+            let expert = _mm256_set1_epi32(expert as i32);
+            let mut beaten = _mm256_cmpgt_epi32(order, orders[N - 1]);
+            let mut place = N - 1;
+            while place > 0 {
+                let before = orders[place - 1];
+                let beats_before = _mm256_cmpgt_epi32(order, before);
+                let moved = _mm256_blendv_epi8(expert, experts[place - 1], beats_before);
+                orders[place] = _mm256_max_epi32(orders[place], _mm256_min_epi32(before, order));
+                experts[place] = _mm256_blendv_epi8(experts[place], moved, beaten);
+                beaten = beats_before;
+                place -= 1;
+            }
+            orders[0] = _mm256_max_epi32(orders[0], order);
+            experts[0] = _mm256_blendv_epi8(experts[0], expert, beaten);
+        }
+        for place in 0..N {
+            let best = best[place][half..half + 8].as_mut_ptr();
+            _mm256_storeu_si256(best.cast(), orders[place]);
+            let expert = places[place][half..half + 8].as_mut_ptr();
+            _mm256_storeu_si256(expert.cast(), experts[place]);
+        }
     }
 }

@@ -16,6 +16,7 @@ use std::arch::x86_64::{
     _mm512_sub_epi32, _mm512_sub_ps, _mm512_xor_si512,
 };
 
+use super::avx2::Avx2;
 use super::lanes::{Candidates, Lanes, WIDTH};
 
 /// The proof that the processor has AVX-512 F, BW, DQ and VL, BMI1 and POPCNT; only `simd.rs` makes one.
@@ -187,5 +188,11 @@ impl Lanes for Avx512 {
     fn store_bytes(self, value: __m512i, to: &mut [u8; WIDTH]) {
         // SAFETY: the processor has AVX-512, and the array holds sixteen bytes.
         unsafe { _mm_storeu_si128(to.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(value)) }
+    }
+
+    #[inline(always)]
+    fn transpose(self, from: &[&[f32; WIDTH]; WIDTH], to: &mut [[f32; WIDTH]; WIDTH]) {
+        // A processor with AVX-512 has AVX2.
+        Avx2(()).transpose(from, to);
     }
 }

@@ -3,6 +3,8 @@
 //! A value of an implementing type is a proof that the processor has the tier's instructions; that is why the methods
 //! are safe. Every one of them is exact or rounds once to nearest even, so all tiers give the same bits.
 
+use crate::lane_scores::flip;
+
 /// Numbers per vector, and per row of scratch memory.
 pub(crate) const WIDTH: usize = 16;
 /// Candidates that a row may have before it is chosen from one expert at a time.
@@ -110,6 +112,57 @@ pub(crate) trait Lanes: Copy {
 
     /// Adds the lanes above `below` to the candidates; lane `i` is expert `start + i`.
     fn collect(self, orders: Self::Int, below: Self::Int, start: i32, candidates: &mut Candidates);
+
+    /// Writes the columns of sixteen rows as rows.
+    #[inline(always)]
+    fn transpose(self, from: &[&[f32; WIDTH]; WIDTH], to: &mut [[f32; WIDTH]; WIDTH]) {
+        for (column, to) in to.iter_mut().enumerate() {
+            for (to, row) in to.iter_mut().zip(from) {
+                *to = row[column];
+            }
+        }
+    }
+
+    /// Puts every expert into the sorted list of each lane: `best` are its orders, largest first, `places` their experts.
+    /// An equal order stays behind the ones before it. The order of a score is that of its sum with a bias.
+    #[inline(always)]
+    fn insert_all<const N: usize>(
+        self,
+        scores: &[[f32; WIDTH]],
+        bias: Option<&[f32]>,
+        best: &mut [[i32; WIDTH]; N],
+        places: &mut [[i32; WIDTH]; N],
+    ) {
+        let mut lists = [(self.int_splat(i32::MIN), self.int_splat(0)); N];
+        for (expert, score) in scores.iter().enumerate() {
+            let score = self.load(score);
+            let order = match bias {
+                None => self.bits(score),
+                Some(bias) => flip(self, self.bits(self.add(score, self.splat(bias[expert])))),
+            };
+            let expert = self.int_splat(expert as i32);
+            let mut beaten = self.greater(order, lists[N - 1].0);
+            for place in (1..N).rev() {
+                let (before, of_before) = lists[place - 1];
+                let (here, of_here) = lists[place];
+                let beats_before = self.greater(order, before);
+                let moved = self.choose(beats_before, of_before, expert);
+                lists[place] = (
+                    self.int_max(here, self.int_min(before, order)),
+                    self.choose(beaten, moved, of_here),
+                );
+                beaten = beats_before;
+            }
+            lists[0] = (
+                self.int_max(lists[0].0, order),
+                self.choose(beaten, expert, lists[0].1),
+            );
+        }
+        for (place, (order, expert)) in lists.into_iter().enumerate() {
+            self.int_store(order, &mut best[place]);
+            self.int_store(expert, &mut places[place]);
+        }
+    }
 
     /// Stores the lowest byte of each lane.
     #[inline(always)]
