@@ -3,7 +3,7 @@
 # without importing torch, so they are `object` here and checked at run time.
 import os
 from collections.abc import Sequence
-from typing import Final, final
+from typing import Any, Final, final
 
 __all__ = [
     "DecodeStream",
@@ -16,6 +16,8 @@ __all__ = [
     "dequantize_fp8",
     "dequantize_mxfp4",
     "fp8_linear",
+    "gate_direct",
+    "gate_route",
     "mxfp4_linear",
     "page_identities",
     "permute",
@@ -23,6 +25,7 @@ __all__ = [
     "quantize_fp8",
     "quantize_mxfp4",
     "route",
+    "route_direct",
     "route_table",
     "save_prefix",
 ]
@@ -47,6 +50,53 @@ def route(
     scale: float = 1.0,
     load: object = None,
 ) -> int: ...
+def gate_direct(
+    x: object,
+    weight: object,
+    top_k: object,
+    scoring: object,
+    correction_bias: object,
+    num_groups: object,
+    top_groups: object,
+    group_score: object,
+    normalize: object,
+    scale: object,
+    out: object,
+    load: object,
+    logits: object,
+    num_threads: int,
+) -> tuple[Any, Any] | None: ...
+def gate_route(
+    x: object,
+    weight: object,
+    weights: object,
+    indices: object,
+    *,
+    top_k: int,
+    scoring: str,
+    correction_bias: object = None,
+    num_groups: int = 1,
+    top_groups: int = 1,
+    group_score: str = "top2_sum",
+    normalize: bool = True,
+    scale: float = 1.0,
+    load: object = None,
+    logits: object = None,
+    num_threads: int = 1,
+) -> int: ...
+def route_direct(
+    logits: object,
+    top_k: object,
+    scoring: object,
+    correction_bias: object,
+    num_groups: object,
+    top_groups: object,
+    group_score: object,
+    normalize: object,
+    scale: object,
+    out: object,
+    load: object,
+) -> tuple[Any, Any] | None: ...
 def route_table(
     logits: object,
     token_ids: object,
