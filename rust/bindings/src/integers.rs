@@ -1,7 +1,5 @@
 //! Integers from Python: lists, tuples, and one-dimensional arrays and tensors, the latter read where they lie.
 
-use std::borrow::Cow;
-
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
@@ -17,6 +15,20 @@ pub(crate) struct Integers<'py> {
 enum Source<'py> {
     Listed(Vec<i64>),
     Array(Tensor<'py>),
+}
+
+/// The same without Python: values where they lie, not yet checked.
+#[derive(Clone, Copy)]
+pub(crate) struct Values<'a> {
+    name: &'static str,
+    slice: Slice<'a>,
+}
+
+#[derive(Clone, Copy)]
+enum Slice<'a> {
+    I64(&'a [i64]),
+    I32(&'a [i32]),
+    U32(&'a [u32]),
 }
 
 impl<'py> Integers<'py> {
@@ -44,98 +56,85 @@ impl<'py> Integers<'py> {
         Ok(Self { name, source })
     }
 
-    /// The values as `u64`.
-    pub(crate) fn to_u64(&self) -> Result<Vec<u64>, BindError> {
-        match &self.source {
-            Source::Listed(listed) => self.converted(listed, i64::cast_unsigned, u64::MAX >> 1),
+    /// The values as they lie in memory.
+    pub(crate) fn values(&self) -> Result<Values<'_>, BindError> {
+        let name = self.name;
+        let slice = match &self.source {
+            Source::Listed(listed) => Slice::I64(listed),
             Source::Array(array) => match array.dtype() {
-                Dtype::I64 => self.converted(
-                    array.as_slice::<i64>(self.name)?,
-                    i64::cast_unsigned,
-                    u64::MAX >> 1,
-                ),
-                Dtype::I32 => {
-                    let slice = array.as_slice::<i32>(self.name)?;
-                    self.converted(
-                        slice,
-                        |value| i64::from(value).cast_unsigned(),
-                        u64::MAX >> 1,
-                    )
-                }
-                _ => Ok(array
-                    .as_slice::<u32>(self.name)?
-                    .iter()
-                    .map(|&value| value.into())
-                    .collect()),
-            },
-        }
-    }
-
-    /// The values as `u32`; an array of that type is not copied.
-    pub(crate) fn to_u32(&self) -> Result<Cow<'_, [u32]>, BindError> {
-        let most = u32::MAX.into();
-        let narrow = match &self.source {
-            Source::Listed(listed) => self.converted(listed, i64::cast_unsigned, most)?,
-            Source::Array(array) => match array.dtype() {
-                Dtype::I64 => {
-                    self.converted(array.as_slice::<i64>(self.name)?, i64::cast_unsigned, most)?
-                }
-                Dtype::I32 => {
-                    let slice = array.as_slice::<i32>(self.name)?;
-                    self.converted(slice, |value| i64::from(value).cast_unsigned(), most)?
-                }
-                _ => return Ok(Cow::Borrowed(array.as_slice(self.name)?)),
+                Dtype::I64 => Slice::I64(array.as_slice(name)?),
+                Dtype::I32 => Slice::I32(array.as_slice(name)?),
+                _ => Slice::U32(array.as_slice(name)?),
             },
         };
-        Ok(Cow::Owned(narrow))
+        Ok(Values { name, slice })
     }
 
-    /// Converts all values, none of which may exceed `most` as a number without a sign.
-    fn converted<S: Copy, T: Narrowed>(
-        &self,
-        values: &[S],
-        widen: impl Fn(S) -> u64,
-        most: u64,
-    ) -> Result<Vec<T>, BindError> {
-        // One test for all, so that the loop stays free of branches. `most` is a power of two less one.
-        let mut all = 0;
-        let converted = values
-            .iter()
-            .map(|&value| {
-                let wide = widen(value);
-                all |= wide;
-                T::narrowed(wide)
-            })
-            .collect();
-        if all <= most {
-            return Ok(converted);
+    /// The values as `u64`.
+    pub(crate) fn to_u64(&self) -> Result<Vec<u64>, BindError> {
+        let values = self.values()?;
+        let mut converted = Vec::new();
+        values.convert(u64::MAX >> 1, |wide| wide, &mut converted)?;
+        Ok(converted)
+    }
+}
+
+impl Values<'_> {
+    pub(crate) fn len(&self) -> usize {
+        match self.slice {
+            Slice::I64(slice) => slice.len(),
+            Slice::I32(slice) => slice.len(),
+            Slice::U32(slice) => slice.len(),
         }
-        let wide = values.iter().map(|&value| widen(value));
-        let bad = wide
-            .filter(|&value| value > most)
-            .map(u64::cast_signed)
-            .next();
+    }
+
+    /// The values as `u32`: where they lie, or in `room`, whose memory serves call after call.
+    pub(crate) fn as_u32<'a>(&'a self, room: &'a mut Vec<u32>) -> Result<&'a [u32], BindError> {
+        if let Slice::U32(slice) = self.slice {
+            return Ok(slice);
+        }
+        room.clear();
+        self.convert(u32::MAX.into(), |wide| wide as u32, room)?;
+        Ok(room)
+    }
+
+    /// Appends all values, none of which may exceed `most` (a power of two less one) as a number without a sign.
+    fn convert<T>(
+        &self,
+        most: u64,
+        narrow: impl Fn(u64) -> T,
+        out: &mut Vec<T>,
+    ) -> Result<(), BindError> {
+        // One test for all, so that the loop stays free of branches.
+        let mut all = 0;
+        let mut keep = |wide: u64| {
+            all |= wide;
+            narrow(wide)
+        };
+        let signed = |value: i32| i64::from(value).cast_unsigned();
+        match self.slice {
+            Slice::I64(slice) => out.extend(slice.iter().map(|&value| keep(value.cast_unsigned()))),
+            Slice::I32(slice) => out.extend(slice.iter().map(|&value| keep(signed(value)))),
+            Slice::U32(slice) => out.extend(slice.iter().map(|&value| keep(value.into()))),
+        }
+        if all <= most {
+            return Ok(());
+        }
+        let bad = match self.slice {
+            Slice::I64(slice) => slice
+                .iter()
+                .find(|&&value| value.cast_unsigned() > most)
+                .copied(),
+            Slice::I32(slice) => slice
+                .iter()
+                .find(|&&value| value < 0)
+                .map(|&value| value.into()),
+            Slice::U32(_) => None,
+        };
         Err(BindError::value_error(format!(
             "{}: {} is out of range, allowed are 0 to {most}",
             self.name,
             bad.unwrap_or_default()
         )))
-    }
-}
-
-/// Keeps the lower bits.
-trait Narrowed {
-    fn narrowed(wide: u64) -> Self;
-}
-
-impl Narrowed for u64 {
-    fn narrowed(wide: u64) -> Self {
-        wide
-    }
-}
-
-impl Narrowed for u32 {
-    fn narrowed(wide: u64) -> Self {
-        wide as Self
     }
 }

@@ -60,21 +60,27 @@ const MANY: u64 = 4096;
 /// Source: ``reference/kvcache.py``.
 #[pyclass(frozen, module = "abyssal.kvcache")]
 pub(crate) struct PageCache {
-    pages: Mutex<Pages>,
+    state: Mutex<State>,
+}
+
+/// What calls take turns for.
+struct State {
+    pages: Pages,
+    /// Room for token ids of another type than ours, kept because fresh memory costs more than the conversion.
+    room: Vec<u32>,
 }
 
 impl PageCache {
     /// The cache, from a thread without the interpreter.
-    fn lock(&self) -> MutexGuard<'_, Pages> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         // A panic while the lock was held is a bug that `audit` will show; refusing every later call would hide it.
-        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The cache, from a thread that has the interpreter and gives it up only while it waits for another thread.
-    fn lock_attached(&self, py: Python<'_>) -> MutexGuard<'_, Pages> {
-        self.pages
-            .lock_py_attached(py)
-            .unwrap_or_else(PoisonError::into_inner)
+    fn lock_attached(&self, py: Python<'_>) -> MutexGuard<'_, State> {
+        let state = self.state.lock_py_attached(py);
+        state.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Calls the cache; without the interpreter when there is much to do.
@@ -84,10 +90,20 @@ impl PageCache {
         much: bool,
         work: impl FnOnce(&mut Pages) -> Result<T, Error> + Send,
     ) -> Result<T, BindError> {
+        self.call_with_room(py, much, |state| Ok(work(&mut state.pages)?))
+    }
+
+    /// As [`PageCache::call`], with the room for token ids.
+    fn call_with_room<T: Send>(
+        &self,
+        py: Python<'_>,
+        much: bool,
+        work: impl FnOnce(&mut State) -> Result<T, BindError> + Send,
+    ) -> Result<T, BindError> {
         if much {
-            run(py, || Ok(work(&mut self.lock())?))
+            run(py, || work(&mut self.lock()))
         } else {
-            guard(|| Ok(work(&mut self.lock_attached(py))?))
+            guard(|| work(&mut self.lock_attached(py)))
         }
     }
 }
@@ -104,8 +120,12 @@ impl PageCache {
         };
         let (num_pages, page_size) = (size("num_pages", num_pages)?, size("page_size", page_size)?);
         let pages = Pages::with_options(num_pages, page_size, Options { reuse, events })?;
+        let state = State {
+            pages,
+            room: Vec::new(),
+        };
         Ok(Self {
-            pages: Mutex::new(pages),
+            state: Mutex::new(state),
         })
     }
 
@@ -141,7 +161,7 @@ impl PageCache {
         multiple_of: i64,
     ) -> Result<(u64, u64), BindError> {
         let token_ids = Integers::new("token_ids", token_ids)?;
-        let token_ids = token_ids.to_u32()?;
+        let token_ids = token_ids.values()?;
         let limit = |name: &str, value: i64| {
             u64::try_from(value).map_err(|_| {
                 BindError::value_error(format!("{name} is {value}, allowed are 0 and more"))
@@ -152,10 +172,10 @@ impl PageCache {
             multiple_of: limit("multiple_of", multiple_of)?,
         };
         let much = token_ids.len() as u64 >= MANY;
-        let opened = self.call(py, much, |pages| {
-            pages.open_within(&token_ids, salt, limits)
-        });
-        let (handle, cached) = opened?;
+        let (handle, cached) = self.call_with_room(py, much, |state| {
+            let token_ids = token_ids.as_u32(&mut state.room)?;
+            Ok(state.pages.open_within(token_ids, salt, limits)?)
+        })?;
         Ok((handle.0, cached))
     }
 
@@ -254,11 +274,20 @@ impl PageCache {
         let token_ids = token_ids
             .map(|ids| Integers::new("token_ids", ids))
             .transpose()?;
-        let token_ids = token_ids.as_ref().map(Integers::to_u32).transpose()?;
-        let new = self.lock_attached(py).uncommitted(&handles, &computed);
-        self.call(py, new >= MANY, |pages| match &token_ids {
-            None => pages.commit(&handles, &computed, &publish),
-            Some(ids) => pages.commit_tokens(&handles, &computed, &publish, ids),
+        let token_ids = token_ids.as_ref().map(Integers::values).transpose()?;
+        let new = self
+            .lock_attached(py)
+            .pages
+            .uncommitted(&handles, &computed);
+        self.call_with_room(py, new >= MANY, |state| {
+            let pages = &mut state.pages;
+            Ok(match &token_ids {
+                None => pages.commit(&handles, &computed, &publish)?,
+                Some(ids) => {
+                    let ids = ids.as_u32(&mut state.room)?;
+                    pages.commit_tokens(&handles, &computed, &publish, ids)?;
+                }
+            })
         })
     }
 
@@ -383,19 +412,19 @@ impl PageCache {
     /// Pages in all.
     #[getter]
     fn num_pages(&self, py: Python<'_>) -> usize {
-        self.lock_attached(py).num_pages()
+        self.lock_attached(py).pages.num_pages()
     }
 
     /// Tokens in a page.
     #[getter]
     fn page_size(&self, py: Python<'_>) -> u64 {
-        self.lock_attached(py).page_size()
+        self.lock_attached(py).pages.page_size()
     }
 
     /// Pages that no sequence holds.
     #[getter]
     fn free_pages(&self, py: Python<'_>) -> usize {
-        self.lock_attached(py).free_pages()
+        self.lock_attached(py).pages.free_pages()
     }
 }
 

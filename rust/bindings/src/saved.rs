@@ -45,12 +45,12 @@ pub(crate) fn save_prefix(
     page_size: usize,
 ) -> Result<(), BindError> {
     let token_ids = Integers::new("token_ids", token_ids)?;
-    let token_ids = token_ids.to_u32()?;
+    let (token_ids, mut room) = (token_ids.values()?, Vec::new());
     let prefix = Prefix {
         fingerprint,
         dtype,
         page_size,
-        token_ids: &token_ids,
+        token_ids: token_ids.as_u32(&mut room)?,
         pages: pages.as_slice::<u8>("pages")?,
     };
     run(py, || Ok(prefix.save(&path)?))
@@ -184,8 +184,9 @@ pub(crate) fn page_identities<'py>(
     salt: &[u8],
 ) -> Result<Vec<Bound<'py, PyBytes>>, BindError> {
     let token_ids = Integers::new("token_ids", token_ids)?;
-    let token_ids = token_ids.to_u32()?;
-    let work = || Ok(identities(&token_ids, page_size, salt)?);
+    let (token_ids, mut room) = (token_ids.values()?, Vec::new());
+    let token_ids = token_ids.as_u32(&mut room)?;
+    let work = || Ok(identities(token_ids, page_size, salt)?);
     let found = if token_ids.len() < 1024 {
         guard(work)
     } else {

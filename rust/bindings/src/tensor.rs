@@ -496,13 +496,17 @@ impl Torch {
     /// What is needed of torch, once the program has imported it.
     pub(crate) fn get(py: Python<'_>) -> PyResult<Option<&'static Self>> {
         static TORCH: PyOnceLock<Torch> = PyOnceLock::new();
+        // Looked up once: a program without torch would pay for it with every array.
+        static MODULES: PyOnceLock<Py<PyDict>> = PyOnceLock::new();
         if let Some(torch) = TORCH.get(py) {
             return Ok(Some(torch));
         }
-        let modules = py
-            .import(pyo3::intern!(py, "sys"))?
-            .getattr(pyo3::intern!(py, "modules"))?;
-        let modules = modules.cast_into::<PyDict>()?;
+        let find = || -> PyResult<Py<PyDict>> {
+            let sys = py.import(pyo3::intern!(py, "sys"))?;
+            let modules = sys.getattr(pyo3::intern!(py, "modules"))?;
+            Ok(modules.cast_into::<PyDict>()?.unbind())
+        };
+        let modules = MODULES.get_or_try_init(py, find)?.bind(py);
         let Some(torch) = modules.get_item(pyo3::intern!(py, "torch"))? else {
             return Ok(None);
         };

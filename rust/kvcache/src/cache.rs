@@ -255,20 +255,18 @@ impl PageCache {
                 None => 0,
                 Some(written) => written[row] as usize,
             };
-            if let Some((_, from)) = next_copy.next_if(|&(owner, _)| owner == row)
-                && let Some(to) = self.pages.allocate()
-                && let Some(last) = sequence.pages.last_mut()
-            {
-                *last = to;
-                start = start.min(sequence.pages.len() - 1);
-                copies.push(PageCopy { from, to });
+            if let Some((_, from)) = next_copy.next_if(|&(owner, _)| owner == row) {
+                // The page to be copied makes way for a new last page.
+                sequence.pages.pop();
+                start = start.min(sequence.pages.len());
+                self.pages.allocate(1, &mut sequence.pages);
+                copies.extend(sequence.pages.last().map(|&to| PageCopy { from, to }));
             }
             sequence.reserved += count;
-            while sequence.pages.len() as u64 * self.page_size < sequence.reserved {
-                let Some(page) = self.pages.allocate() else {
-                    break;
-                };
-                sequence.pages.push(page);
+            let room = sequence.pages.len() as u64 * self.page_size;
+            if sequence.reserved > room {
+                let more = (sequence.reserved - room).div_ceil(self.page_size);
+                self.pages.allocate(more as usize, &mut sequence.pages);
             }
             let new = &sequence.pages[start..];
             for (entry, page) in tables[row * width + start..].iter_mut().zip(new) {

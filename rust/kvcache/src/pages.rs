@@ -40,17 +40,22 @@ impl Pages {
         self.pool.num_free() + self.reusable.len()
     }
 
-    /// A page without content for one holder: a free one, one never used, or the reusable page released first.
-    pub(crate) fn allocate(&mut self) -> Option<PageId> {
-        if let Some(page) = self.pool.allocate() {
-            return Some(page);
+    /// Appends pages without content for one holder, `count` of them if there are so many: free ones, ones never used,
+    /// then the reusable ones released first.
+    pub(crate) fn allocate(&mut self, count: usize, out: &mut Vec<PageId>) {
+        let end = out.len() + count;
+        out.reserve(count);
+        self.pool.allocate(count, out);
+        while out.len() < end
+            && let Some(page) = self.reusable.front()
+        {
+            let page = PageId(page);
+            self.reusable.remove(page.0);
+            self.prefix.unpublish(page);
+            self.evictions += 1;
+            self.pool.share(page);
+            out.push(page);
         }
-        let page = PageId(self.reusable.front()?);
-        self.reusable.remove(page.0);
-        self.prefix.unpublish(page);
-        self.evictions += 1;
-        self.pool.share(page);
-        Some(page)
     }
 
     /// One holder more of a published page.

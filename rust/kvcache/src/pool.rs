@@ -48,17 +48,23 @@ impl Pool {
         self.num_pages - self.refcounts.len() + self.free.len()
     }
 
-    /// A page for one holder; none when all are held or published.
-    pub(crate) fn allocate(&mut self) -> Option<PageId> {
-        if let Some(page) = self.free.pop() {
-            self.refcounts[page as usize] = 1;
-            return Some(PageId(page));
-        }
-        if self.refcounts.len() == self.num_pages {
-            return None;
-        }
-        self.refcounts.push(1);
-        Some(PageId(self.refcounts.len() as u32 - 1))
+    /// Appends pages for one holder, `count` of them or as many as are neither held nor published.
+    pub(crate) fn allocate(&mut self, count: usize, out: &mut Vec<PageId>) {
+        let freed = count.min(self.free.len());
+        let refcounts = &mut self.refcounts;
+        out.extend(
+            self.free
+                .drain(self.free.len() - freed..)
+                .rev()
+                .map(|page| {
+                    refcounts[page as usize] = 1;
+                    PageId(page)
+                }),
+        );
+        let used = self.refcounts.len();
+        let end = self.num_pages.min(used + count - freed);
+        self.refcounts.resize(end, 1);
+        out.extend((used..end).map(|page| PageId(page as u32)));
     }
 
     pub(crate) fn share(&mut self, page: PageId) {
