@@ -22,7 +22,7 @@ LARGE_RESULT = 1 << 22
 
 def _rows(tensor: Tensor) -> Tensor:
     """Return a tensor whose columns lie side by side, the same one if they do already."""
-    if tensor.dim() < 4 and tensor.stride(-1) == 1:
+    if tensor.layout is not torch.strided or (tensor.dim() < 4 and tensor.stride(-1) == 1):
         return tensor
     return tensor.contiguous()
 
@@ -124,9 +124,7 @@ def dequantize_fp8(
     return formats.deliver_one(result, out)
 
 
-def quantize_mxfp4(
-    x: Tensor, *, out: tuple[Tensor, Tensor] | None = None
-) -> tuple[Tensor, Tensor]:
+def quantize_mxfp4(x: Tensor, *, out: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
     """Quantize to MXFP4: e2m1 elements, one power-of-two scale per 32 columns.
 
     Args:

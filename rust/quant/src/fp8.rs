@@ -177,11 +177,12 @@ impl Walk {
                 streams: false,
             };
         }
+        let group = if size_of::<T>() == 4 { GROUP } else { 4 };
         Self {
-            group: GROUP,
+            group,
             ahead: 0,
             // The group to the right, while that to the left leaves.
-            ahead_encoding: blocks.block_columns.saturating_mul(GROUP * size_of::<T>()),
+            ahead_encoding: blocks.block_columns.saturating_mul(group * size_of::<T>()),
             streams: codes >= STREAMED,
         }
     }
