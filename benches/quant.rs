@@ -75,7 +75,7 @@ fn formats<T: Element>(c: &mut Criterion, name: &str) {
                 format!("dequantize fp8 {block:?} {}", tier.name()),
                 |bencher| {
                     bencher.iter(|| {
-                        dequantize_fp8(tier, rows, Scales::F32(&scales), block, &mut back).unwrap()
+                        dequantize_fp8(tier, rows, Scales::F32(&scales), block, &mut back).unwrap();
                     });
                 },
             );

@@ -189,6 +189,9 @@ impl Walk {
 }
 
 /// Quantizes checked slices.
+///
+/// Looking for the largest elements of the next group while this one is encoded, row by row, was slower: 1.4 times for
+/// single rows, and no faster for blocks of many.
 #[inline(always)]
 pub(crate) fn quantize<T: Element, K: Kernels>(
     kernels: K,
@@ -252,14 +255,12 @@ pub(crate) fn quantize<T: Element, K: Kernels>(
 
 /// Sets the scales of blocks of which some hold NaN.
 #[cold]
-fn set_scales<'a, T: Element>(
+fn set_scales<'a, T: Element + 'a>(
     rows: impl Iterator<Item = &'a [T]>,
     block_columns: usize,
     format: ScaleFormat,
     scales: &mut [f32],
-) where
-    T: 'a,
-{
+) {
     let mut amax = [0; GROUP];
     for row in rows {
         for (amax, block) in amax.iter_mut().zip(row.chunks(block_columns)) {
