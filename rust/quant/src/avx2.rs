@@ -18,6 +18,10 @@
     clippy::wildcard_imports,
     reason = "instructions have names that tell where they come from"
 )]
+#![allow(
+    clippy::cast_ptr_alignment,
+    reason = "loads and stores take any address, save those past the caches, which check it"
+)]
 
 use std::arch::x86_64::*;
 
@@ -105,67 +109,76 @@ impl Kernels for Avx2 {
     }
 }
 
-/// Eight half-precision numbers as float32.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn widen(half: __m128i) -> __m256i {
-    _mm256_castps_si256(_mm256_cvtph_ps(half))
+/// 32 elements taken apart.
+struct Parts {
+    /// Their sizes. bfloat16 come as the even and the odd elements of each half; the others in order.
+    sizes: [__m256; 4],
+    /// Bytes whose top bits are their signs, in the order of `bytes_in_order`.
+    signs: __m256i,
 }
 
-/// 32 elements as float32. bfloat16 come as the even and the odd elements of each half; the others in order.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn load<T: Element>(x: &[T; STEP]) -> [__m256i; 4] {
+fn split<T: Element>(x: &[T; STEP]) -> Parts {
     let data = x.as_ptr().cast::<__m256i>();
     // SAFETY: the array is 32 elements of two bytes at least, two registers long; loads need no alignment.
     let (first, second) = unsafe { (_mm256_loadu_si256(data), _mm256_loadu_si256(data.add(1))) };
-    match T::FORMAT {
-        Format::F32 => {
-            // SAFETY: the elements have four bytes, so the array is four registers long.
-            let (third, fourth) = unsafe {
-                (
-                    _mm256_loadu_si256(data.add(2)),
-                    _mm256_loadu_si256(data.add(3)),
-                )
-            };
-            [first, second, third, fourth]
-        }
-        Format::Bf16 => {
-            let odd = _mm256_set1_epi32(!0xffff);
-            [
-                _mm256_slli_epi32::<16>(first),
-                _mm256_and_si256(first, odd),
-                _mm256_slli_epi32::<16>(second),
-                _mm256_and_si256(second, odd),
-            ]
-        }
-        Format::F16 => [
-            widen(_mm256_castsi256_si128(first)),
-            widen(_mm256_extracti128_si256::<1>(first)),
-            widen(_mm256_castsi256_si128(second)),
-            widen(_mm256_extracti128_si256::<1>(second)),
-        ],
+    // Saturation keeps signs, a negative zero's too: as an integer it is the smallest.
+    if T::FORMAT == Format::F32 {
+        // SAFETY: the elements have four bytes, so the array is four registers long.
+        let (third, fourth) = unsafe {
+            (
+                _mm256_loadu_si256(data.add(2)),
+                _mm256_loadu_si256(data.add(3)),
+            )
+        };
+        let size = |x| _mm256_and_si256(x, _mm256_set1_epi32(MAGNITUDE));
+        return Parts {
+            sizes: [first, second, third, fourth].map(|x| _mm256_castsi256_ps(size(x))),
+            signs: _mm256_packs_epi16(
+                _mm256_packs_epi32(first, second),
+                _mm256_packs_epi32(third, fourth),
+            ),
+        };
+    }
+    let signs = _mm256_packs_epi16(first, second);
+    let [first, second] = [first, second].map(|x| _mm256_and_si256(x, _mm256_set1_epi16(0x7fff)));
+    if T::FORMAT == Format::Bf16 {
+        let even = |x| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(x));
+        let odd = |x| _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(!0xffff)));
+        return Parts {
+            sizes: [even(first), odd(first), even(second), odd(second)],
+            signs,
+        };
+    }
+    let low = |x| _mm256_cvtph_ps(_mm256_castsi256_si128(x));
+    let high = |x| _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(x));
+    Parts {
+        sizes: [low(first), high(first), low(second), high(second)],
+        signs,
     }
 }
 
-/// Packs numbers below 128 from the lanes that `load` filled into bytes, in order; their top bits become the signs.
+/// Packs numbers below 128, from lanes in the order of `split`, into bytes in order; their top bits become the signs.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn bytes_in_order<T: Element>(words: [__m256i; 2], x: [__m256i; 4]) -> __m256i {
+fn bytes_in_order<T: Element>(words: [__m256i; 2], signs: __m256i) -> __m256i {
     let sizes = _mm256_packus_epi16(words[0], words[1]);
-    // Saturation keeps signs, a negative zero's too: as an integer it is the smallest.
-    let signs = _mm256_packs_epi16(
-        _mm256_packs_epi32(x[0], x[1]),
-        _mm256_packs_epi32(x[2], x[3]),
-    );
-    let signed = _mm256_or_si256(sizes, _mm256_and_si256(signs, _mm256_set1_epi8(-128)));
-    if T::FORMAT == Format::Bf16 {
-        let even_odd = _mm256_broadcastsi128_si256(_mm_setr_epi8(
-            0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15,
-        ));
-        _mm256_permute4x64_epi64::<IN_ORDER>(_mm256_shuffle_epi8(signed, even_odd))
-    } else {
-        _mm256_permutevar8x32_epi32(signed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7))
+    let signs = _mm256_and_si256(signs, _mm256_set1_epi8(-128));
+    let ordered = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    match T::FORMAT {
+        Format::F32 => _mm256_permutevar8x32_epi32(_mm256_or_si256(sizes, signs), ordered),
+        Format::Bf16 => {
+            let even_odd = _mm256_broadcastsi128_si256(_mm_setr_epi8(
+                0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15,
+            ));
+            let sizes = _mm256_shuffle_epi8(sizes, even_odd);
+            _mm256_permute4x64_epi64::<IN_ORDER>(_mm256_or_si256(sizes, signs))
+        }
+        Format::F16 => _mm256_or_si256(
+            _mm256_permutevar8x32_epi32(sizes, ordered),
+            _mm256_permute4x64_epi64::<IN_ORDER>(signs),
+        ),
     }
 }
 
@@ -272,12 +285,6 @@ fn weigh(quotient: __m256, narrow: &Narrow) -> __m256i {
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn sizes(x: [__m256i; 4]) -> [__m256; 4] {
-    x.map(|x| _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(MAGNITUDE))))
-}
-
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
 fn encode_fp8<T: Element>(x: &[T], scale: f32, codes: &mut [u8], streams: bool) {
     let streams = streams && aligned(codes);
     let scale = _mm256_set1_ps(scale);
@@ -293,14 +300,14 @@ fn encode_fp8<T: Element>(x: &[T], scale: f32, codes: &mut [u8], streams: bool) 
         weights: _mm256_set1_epi32(1 << 16 | 16),
     };
     let encode = |x: &[T; STEP]| {
-        let x = load(x);
+        let Parts { sizes, signs } = split(x);
         let [a, b, c, d] =
-            sizes(x).map(|x| weigh(_mm256_fmadd_ps(x, inverse, _mm256_mul_ps(x, rest)), &narrow));
+            sizes.map(|x| weigh(_mm256_fmadd_ps(x, inverse, _mm256_mul_ps(x, rest)), &narrow));
         // The exponent of the least normal number in the sum, in units of a 16th code.
         let constant = _mm256_set1_epi16((121 + 20) << 7);
         let words = [_mm256_packus_epi32(a, b), _mm256_packus_epi32(c, d)]
             .map(|words| _mm256_srli_epi16::<4>(_mm256_sub_epi16(words, constant)));
-        bytes_in_order::<T>(words, x)
+        bytes_in_order::<T>(words, signs)
     };
     let (steps, tail) = x.as_chunks::<STEP>();
     let (outs, out_tail) = codes.as_chunks_mut::<STEP>();
@@ -423,13 +430,13 @@ fn encode_mxfp4<T: Element>(x: &[T], codes: &mut [u8], scales: &mut [u8]) {
             shift: _mm256_set1_ps(f32::from_bits(149 << 23)),
             weights: _mm256_set1_epi32(1 << 16 | 64),
         };
-        let x = load(x);
-        let [a, b, c, d] = sizes(x).map(|x| weigh(_mm256_mul_ps(x, inverse), &narrow));
+        let Parts { sizes, signs } = split(x);
+        let [a, b, c, d] = sizes.map(|x| weigh(_mm256_mul_ps(x, inverse), &narrow));
         // The exponent of 1 in the sum, in units of a 64th code.
         let constant = _mm256_set1_epi16((127 + 22) << 7);
         let words = [_mm256_packus_epi32(a, b), _mm256_packus_epi32(c, d)]
             .map(|words| _mm256_srli_epi16::<6>(_mm256_sub_epi16(words, constant)));
-        let bytes = bytes_in_order::<T>(words, x);
+        let bytes = bytes_in_order::<T>(words, signs);
         let sign = _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), _mm256_set1_epi8(8));
         let size = _mm256_and_si256(bytes, _mm256_set1_epi8(7));
         // Two neighbors to a byte, the earlier one in the lower half.

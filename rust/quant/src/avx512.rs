@@ -6,6 +6,10 @@
     clippy::wildcard_imports,
     reason = "instructions have names that tell where they come from"
 )]
+#![allow(
+    clippy::cast_ptr_alignment,
+    reason = "loads and stores take any address, save those past the caches, which check it"
+)]
 
 use std::arch::x86_64::*;
 

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 pub struct Rows<'a, T> {
     values: &'a [T],
     matrices: usize,
+    #[allow(clippy::struct_field_names, reason = "what they are called everywhere")]
     rows: usize,
     columns: usize,
     matrix_step: usize,

@@ -148,7 +148,7 @@ impl Tier {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: both tiers are made only where the processor has AVX2.
             Kind::Avx2(_) | Kind::Avx512(_) => unsafe {
-                products::multiply(weight, x, tokens, first, out)
+                products::multiply(weight, x, tokens, first, out);
             },
         }
     }

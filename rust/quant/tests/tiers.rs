@@ -143,7 +143,9 @@ proptest! {
         let blocks = case.blocks;
         let mut codes = codes[..blocks.matrices * blocks.rows * blocks.columns].to_vec();
         if few_nan {
-            codes.iter_mut().for_each(|code| *code = if *code & 0x7f == 0x7f { 1 } else { *code });
+            for code in &mut codes {
+                *code = if *code & 0x7f == 0x7f { 1 } else { *code };
+            }
         }
         let exponents = &exponents[..blocks.num_scales()];
         let any = (0..blocks.num_scales()).map(|index| case.values.get(index).map_or(number, |value| value.abs()));
@@ -161,7 +163,9 @@ proptest! {
             (Just(rows), Just(blocks), Just(gap), numbers(rows.max(1) * (blocks * 32 + gap)))
         }),
     ) {
-        values.iter_mut().for_each(|value| if value.is_nan() { *value = -0.0 });
+        for value in &mut values {
+            *value = if value.is_nan() { -0.0 } else { *value };
+        }
         let columns = blocks * 32;
         assert_packed_alike::<f32>(&values, [1, rows, columns], columns + gap)?;
         assert_packed_alike::<Bf16>(&values, [1, rows, columns], columns + gap)?;
@@ -181,7 +185,7 @@ fn large_results_get_the_same_bits_at_any_address() {
         block_columns: 128,
     };
     let count = rows * columns;
-    let value = |index: usize| F16((index * 40_503 >> 3) as u16 & 0xbbff);
+    let value = |index: usize| F16(((index * 40_503) >> 3) as u16 & 0xbbff);
     let x: Vec<F16> = (0..count).map(value).collect();
     let x = Rows::contiguous(&x, columns).expect("whole rows");
     let (codes, scales) = quantized(scalar(), x, blocks, ScaleFormat::F32);

@@ -8,6 +8,8 @@ use abyssal_quant::{
 };
 use proptest::prelude::*;
 
+static SAID: std::sync::Once = std::sync::Once::new();
+
 /// The tiers beyond the scalar one, each compared with it.
 ///
 /// Says which there are, and fails when `ABYSSAL_TEST_TIER` names one that is missing, so that a run on an emulated
@@ -15,7 +17,6 @@ use proptest::prelude::*;
 pub(crate) fn fast_tiers() -> Vec<Tier> {
     let tiers = Tier::available();
     let names: Vec<&str> = tiers.iter().map(|tier| tier.name()).collect();
-    static SAID: std::sync::Once = std::sync::Once::new();
     SAID.call_once(|| println!("tiers: {}", names.join(", ")));
     if let Ok(claimed) = std::env::var("ABYSSAL_TEST_TIER") {
         assert!(
