@@ -140,8 +140,17 @@ fn run(tier: Tier, case: &Case) -> Routed {
     (bits(&logits), bits(&weights), indices, load, incomplete)
 }
 
+/// The number of random cases, unless `PROPTEST_CASES` says another.
+fn cases(usual: u32) -> ProptestConfig {
+    if std::env::var_os("PROPTEST_CASES").is_some() {
+        ProptestConfig::default()
+    } else {
+        ProptestConfig::with_cases(usual)
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(cases(300))]
 
     #[test]
     fn every_tier_gives_the_defined_logits_and_routes_them(case in case()) {

@@ -89,10 +89,12 @@ fn sixteen_rows<L: Lanes>(
             }
         }
     }
-    match rule.top_k {
-        ..=4 => choose::<L, 4>(l, rule, x, bias, weights, indices),
-        ..=6 => choose::<L, 6>(l, rule, x, bias, weights, indices),
-        _ => choose::<L, PLACES>(l, rule, x, bias, weights, indices),
+    if rule.top_k <= 4 {
+        choose::<L, 4>(l, rule, x, bias, weights, indices);
+    } else if rule.top_k <= 6 {
+        choose::<L, 6>(l, rule, x, bias, weights, indices);
+    } else {
+        choose::<L, PLACES>(l, rule, x, bias, weights, indices);
     }
     true
 }

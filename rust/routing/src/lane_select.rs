@@ -95,6 +95,12 @@ pub(crate) fn best_groups<L: Lanes>(l: L, rule: &Rule, orders: &[i32]) -> u32 {
 /// The two best orders of each column of a group.
 #[inline(always)]
 fn columns<L: Lanes>(l: L, orders: &[i32], start: usize, size: usize) -> (L::Int, L::Int) {
+    if size == 2 * WIDTH
+        && let Some([a, b]) = orders[start..].as_chunks().0.first_chunk()
+    {
+        let (a, b) = (l.int_load(a), l.int_load(b));
+        return (l.int_max(a, b), l.int_min(a, b));
+    }
     let (mut first, mut second) = (l.int_splat(NEVER), l.int_splat(NEVER));
     for_each_order!(l, orders, start, size, |_at, vector| {
         second = l.int_max(second, l.int_min(first, vector));
@@ -122,8 +128,8 @@ impl Places {
     fn put<L: Lanes, const N: usize>(&mut self, l: L, ranks: L::Int) {
         let mut slots = [0; WIDTH];
         l.store_bytes(ranks, &mut slots);
-        for place in 0..N {
-            self.0[slots[place] as usize] = place as u8;
+        for (place, slot) in slots.into_iter().enumerate().take(N) {
+            self.0[slot as usize] = place as u8;
         }
     }
 }
@@ -168,9 +174,16 @@ impl Choice {
         let mut kept = self.kept;
         while kept != 0 {
             let start = kept.trailing_zeros() as usize * size;
-            for_each_order!(l, orders, start, size, |at, vector| {
-                l.collect(vector, below, at as i32, &mut self.candidates);
-            });
+            let (full, rest) = orders[start..start + size].as_chunks();
+            l.collect_all(full, below, start, &mut self.candidates);
+            if !rest.is_empty() {
+                let mut vector = [NEVER; WIDTH];
+                for (to, from) in vector.iter_mut().zip(rest) {
+                    *to = *from;
+                }
+                let start = (start + full.len() * WIDTH) as i32;
+                l.collect(l.int_load(&vector), below, start, &mut self.candidates);
+            }
             kept &= kept - 1;
         }
     }

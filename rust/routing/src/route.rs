@@ -225,7 +225,7 @@ impl Scratch<'_> {
             (..=256, _, _) => on_stack!(256, 256, 8),
             (..=1024, ..=1, _) => on_stack!(1024, 1024, 1),
             (..=512, _, _) => on_stack!(512, 512, 4),
-            (..=1024, _, _) => on_stack!(1024, 1024, 4),
+            (..=1024, _, _) => on_stack!(1024, 1024, 3),
             _ => {
                 let padded = num_experts.next_multiple_of(WIDTH);
                 work(&mut Scratch {

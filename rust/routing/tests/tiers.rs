@@ -131,8 +131,17 @@ fn run(tier: Tier, rule: &Rule, logits: Logits<'_>, bias: Option<&[f32]>) -> Rou
     (bits, indices, load, incomplete)
 }
 
+/// The number of random cases, unless `PROPTEST_CASES` says another.
+fn cases(usual: u32) -> ProptestConfig {
+    if std::env::var_os("PROPTEST_CASES").is_some() {
+        ProptestConfig::default()
+    } else {
+        ProptestConfig::with_cases(usual)
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1500))]
+    #![proptest_config(cases(1500))]
 
     #[test]
     fn every_tier_gives_the_bits_of_the_scalar_one(case in case()) {

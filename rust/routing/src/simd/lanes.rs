@@ -113,6 +113,21 @@ pub(crate) trait Lanes: Copy {
     /// Adds the lanes above `below` to the candidates; lane `i` is expert `start + i`.
     fn collect(self, orders: Self::Int, below: Self::Int, start: i32, candidates: &mut Candidates);
 
+    /// As [`Lanes::collect`], for consecutive vectors; the first lane is expert `start`.
+    #[inline(always)]
+    fn collect_all(
+        self,
+        orders: &[[i32; WIDTH]],
+        below: Self::Int,
+        start: usize,
+        candidates: &mut Candidates,
+    ) {
+        for (number, orders) in orders.iter().enumerate() {
+            let start = (start + number * WIDTH) as i32;
+            self.collect(self.int_load(orders), below, start, candidates);
+        }
+    }
+
     /// Writes the columns of sixteen rows as rows.
     #[inline(always)]
     fn transpose(self, from: &[&[f32; WIDTH]; WIDTH], to: &mut [[f32; WIDTH]; WIDTH]) {
