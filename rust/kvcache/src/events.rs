@@ -113,11 +113,7 @@ impl Events {
         let pending = core::mem::take(&mut self.pending);
         self.pending_pages = 0;
         let mut out = Writer::default();
-        out.array(if form.data_parallel_rank.is_some() {
-            3
-        } else {
-            2
-        });
+        out.array(3);
         out.float(form.timestamp);
         out.array(pending.len());
         for event in &pending {

@@ -181,7 +181,7 @@ fn large_results_get_the_same_bits_at_any_address() {
         matrices: 1,
         rows,
         columns,
-        block_rows: 1,
+        block_rows: 128,
         block_columns: 128,
     };
     let count = rows * columns;
@@ -202,7 +202,7 @@ fn large_results_get_the_same_bits_at_any_address() {
             let mut out = vec![0; count + 64];
             let mut own_scales = vec![0.0; scales.len()];
             let own = &mut out[start..start + count];
-            quantize_fp8(tier, x, (1, 128), ScaleFormat::F32, own, &mut own_scales)
+            quantize_fp8(tier, x, (128, 128), ScaleFormat::F32, own, &mut own_scales)
                 .expect("fitting lengths");
             assert!(
                 own == codes && own_scales == scales,
@@ -212,7 +212,7 @@ fn large_results_get_the_same_bits_at_any_address() {
             let mut out = vec![Bf16(0); count + 64];
             let own = &mut out[start..start + count];
             let given = Rows::contiguous(&codes, columns).expect("whole rows");
-            dequantize_fp8(tier, given, Scales::F32(&scales), (1, 128), own)
+            dequantize_fp8(tier, given, Scales::F32(&scales), (128, 128), own)
                 .expect("fitting lengths");
             assert!(keys(own) == values, "{} {start}", tier.name());
             let given = Rows::contiguous(&codes[..count / 2], 16).expect("whole blocks");
