@@ -111,22 +111,32 @@ def test_a_read_only_block_table_is_refused() -> None:
 
 
 def test_threads_may_share_a_cache() -> None:
-    cache = PageCache(64, 4)
+    cache, page = PageCache(64, 4), 4
+    memory = np.full(64 * page, -1)
     errors: list[BaseException] = []
+    hits: list[int] = []
 
-    def work() -> None:
+    def work(number: int) -> None:
         table = np.zeros((1, 64), np.int32)
         try:
-            for count in range(200):
-                handle, _ = cache.open([])
-                cache.step([handle], [count % 30], table)
-                cache.commit([handle], [count % 30], False)
+            for count in range(300):
+                # Few different prompts, so that threads find each other's pages. One is large
+                # enough to be worked on without the interpreter.
+                ids = np.arange(6 + 4 * (count % 4)) + 100 * ((count + number) % 3)
+                cache.open(np.arange(10_000), b"elsewhere", max_cached=40) if count == 7 else None
+                handle, cached = cache.open(ids)
+                cache.step([handle], [len(ids) - cached], table)
+                rows = table[0, np.arange(len(ids)) // page] * page + np.arange(len(ids)) % page
+                assert memory[rows[:cached]].tolist() == ids[:cached].tolist()
+                memory[rows[cached:]] = ids[cached:]
+                cache.commit([handle], [len(ids)], True)
                 cache.close(cache.fork(handle))
                 cache.close(handle)
+                hits.append(cached)
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -134,6 +144,62 @@ def test_threads_may_share_a_cache() -> None:
     assert not errors
     cache.audit()
     assert cache.stats()["free_pages"] == 64
+    assert sum(hits) > 1000
+
+
+@pytest.mark.parametrize("salt", [b"", b"\0", b"\0\0", "\ud7ff\U0001f600".encode(), b"x" * 100_000])
+def test_any_bytes_are_a_salt_and_no_two_salts_share_a_page(salt: bytes) -> None:
+    cache = PageCache(8, 2)
+    for other in (salt, salt + b"\0", b"y" + salt):
+        handle, cached = cache.open([1, 2, 3, 4], other)
+        assert cached == 0
+        cache.step([handle], [4], np.zeros((1, 8), np.int32))
+        cache.commit([handle], [4], True)
+        cache.close(handle)
+        assert cache.open([1, 2, 3, 4], other)[1] == 4
+    assert cache.stats()["shared_pages"] == 0
+    for wrong in ("text", 7, None):
+        with pytest.raises(TypeError):
+            cache.open([1], wrong)
+
+
+def test_every_kind_of_unusable_tensor_is_refused() -> None:
+    torch = pytest.importorskip("torch")
+    cache = PageCache(4, 2)
+    handle, _ = cache.open([])
+    table = torch.zeros(1, 4, dtype=torch.int32)
+    ids = torch.zeros(4, dtype=torch.int64)
+    bad = [
+        (ids.to("meta"), TypeError),
+        (ids.to_sparse(), TypeError),
+        (ids.float(), TypeError),
+        (torch.zeros(8, dtype=torch.int64)[::2], ValueError),
+        (ids.view(2, 2), ValueError),
+        (torch.frombuffer(bytearray(33), dtype=torch.uint8)[1:33].view(torch.uint8), TypeError),
+    ]
+    for tensor, error in bad:
+        with pytest.raises(error):
+            cache.open(tensor)
+        with pytest.raises(error):
+            cache.commit([handle], [0], True, tensor)
+    misaligned = np.frombuffer(bytearray(33), np.uint8)[1:].view(np.int64)
+    with pytest.raises(ValueError, match="aligned"):
+        cache.open(misaligned)
+    with pytest.raises(ValueError, match="shares memory"):
+        cache.step([handle], [1], table, table[0])
+    with pytest.raises(TypeError, match="meta"):
+        cache.step([handle], [1], table.to("meta"))
+    with pytest.raises(ValueError, match="at least 1 entries"):
+        cache.step([handle], [1], table, np.zeros(0, np.int32))
+    with pytest.raises(ValueError, match="written is 3"):
+        cache.step([handle], [1], table, np.full(1, 3, np.int32))
+    # Zero tokens, sequences and columns are fine.
+    assert cache.open(ids[:0]) == (cache.open([])[0] - 1, 0)
+    assert cache.step([], [], table[:0]) == []
+    assert cache.step([handle], [0], torch.zeros(1, 0, dtype=torch.int32)) == []
+    cache.commit([], [], True, [])
+    assert cache.stats()["used_pages"] == 0
+    cache.audit()
 
 
 def test_a_large_cache_costs_no_memory_of_its_own() -> None:
