@@ -127,9 +127,7 @@ def dequantize_fp8(
     return formats.deliver_one(values.to(dtype).reshape(codes.shape), out)
 
 
-def quantize_mxfp4(
-    x: Tensor, *, out: tuple[Tensor, Tensor] | None = None
-) -> tuple[Tensor, Tensor]:
+def quantize_mxfp4(x: Tensor, *, out: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
     """Quantize to MXFP4: e2m1 elements, one power-of-two scale per 32 columns.
 
     Args:
