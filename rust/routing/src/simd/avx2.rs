@@ -65,7 +65,7 @@ impl Lanes for Avx2 {
         max(a: Float, b: Float) => Float = _mm256_max_ps;
         sqrt(a: Float) => Float = _mm256_sqrt_ps;
         bits(a: Float) => Int = _mm256_castps_si256;
-        from_bits(a: Int) => Float = _mm256_castsi256_ps;
+        with_bits(a: Int) => Float = _mm256_castsi256_ps;
         int_add(a: Int, b: Int) => Int = _mm256_add_epi32;
         int_sub(a: Int, b: Int) => Int = _mm256_sub_epi32;
         and(a: Int, b: Int) => Int = _mm256_and_si256;
