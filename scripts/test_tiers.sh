@@ -11,12 +11,15 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 crates=("$@")
 
-# Fails unless the processor that the given command's tests run on has a tier: one test asserts it, and must have run.
+# Fails unless the processor that the given command's tests run on has a tier, for crates that have one: a test of each
+# asserts it, and must have run.
 require() {
-    local tier=$1
+    local tier=$1 crate
     shift
-    "$@" --locked -p abyssal-routing --test tiers -- --ignored "this_machine_has_$tier" | tee /dev/stderr |
-        grep "test result: ok. 1 passed" >/dev/null
+    for crate in abyssal-routing abyssal-quant; do
+        "$@" --locked -p "$crate" --test tiers -- --ignored "this_machine_has_$tier" | tee /dev/stderr |
+            grep "test result: ok. 1 passed" >/dev/null
+    done
 }
 
 # Emulated processors are slow: fewer random cases, in the compiled tests of the leaf crates only.
