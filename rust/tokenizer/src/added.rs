@@ -47,12 +47,46 @@ struct Node {
     token: Option<u32>,
 }
 
+/// The bytes that tokens start with.
+#[derive(Debug)]
+enum Starts {
+    None,
+    One(u8),
+    Two(u8, u8),
+    Three(u8, u8, u8),
+    Many(Box<[bool; 256]>),
+}
+
+impl Starts {
+    fn new(set: &[bool; 256]) -> Self {
+        let bytes: Vec<u8> = (0..=255).filter(|&byte| set[byte as usize]).collect();
+        match bytes[..] {
+            [] => Self::None,
+            [a] => Self::One(a),
+            [a, b] => Self::Two(a, b),
+            [a, b, c] => Self::Three(a, b, c),
+            _ => Self::Many(Box::new(*set)),
+        }
+    }
+
+    /// The place of the first of them.
+    fn find(&self, text: &[u8]) -> Option<usize> {
+        match self {
+            Self::None => None,
+            Self::One(a) => memchr::memchr(*a, text),
+            Self::Two(a, b) => memchr::memchr2(*a, *b, text),
+            Self::Three(a, b, c) => memchr::memchr3(*a, *b, *c, text),
+            Self::Many(set) => text.iter().position(|&byte| set[byte as usize]),
+        }
+    }
+}
+
 /// Finds added tokens: the leftmost match, the longest of those.
 #[derive(Debug)]
 pub(crate) struct Matcher {
     tokens: Vec<AddedToken>,
     nodes: Vec<Node>,
-    starts: [bool; 256],
+    starts: Starts,
 }
 
 impl Matcher {
@@ -81,7 +115,7 @@ impl Matcher {
         Self {
             tokens,
             nodes,
-            starts,
+            starts: Starts::new(&starts),
         }
     }
 
@@ -107,10 +141,7 @@ impl Matcher {
         let bytes = text.as_bytes();
         let mut done = 0;
         let mut at = 0;
-        while let Some(skipped) = bytes[at..]
-            .iter()
-            .position(|&byte| self.starts[byte as usize])
-        {
+        while let Some(skipped) = self.starts.find(&bytes[at..]) {
             at += skipped;
             let Some(token) = self.match_at(bytes, at) else {
                 at += 1;

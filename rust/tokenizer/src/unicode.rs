@@ -78,7 +78,7 @@ impl Table {
 
 /// The code point at `at` and its length; the text is UTF-8 and the character is not ASCII.
 #[inline]
-fn decode_multibyte(text: &[u8], at: usize) -> (u32, usize) {
+pub(crate) fn decode_multibyte(text: &[u8], at: usize) -> (u32, usize) {
     let tail = |offset: usize| u32::from(text[at + offset] & 0x3f);
     let first = u32::from(text[at]);
     if first < 0xe0 {
