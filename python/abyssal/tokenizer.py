@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,8 @@ from abyssal.tokenizer_files import (
     read_chat_template,
     read_config,
 )
+
+_INT32 = np.dtype(np.int32)
 
 __all__ = ["DecodeStream", "Tokenizer", "UnsupportedTokenizerError"]
 
@@ -53,10 +55,12 @@ class DecodeStream:
 
 
 class Tokenizer:
-    """Byte-level BPE as a Hugging Face ``tokenizer.json`` describes it.
+    """Byte-level BPE as a Hugging Face ``tokenizer.json`` or a ``tiktoken.model`` describes it.
 
     Supported are the pre-tokenizers of DeepSeek V3, R1, V3.1, V3.2 and V4; of DeepSeek LLM, V2 and
-    V2-Lite; and of DeepSeek Coder. Objects are immutable and may be shared between threads.
+    V2-Lite; of DeepSeek Coder; of Qwen2, Llama 3 and GLM; and Moonlight's and Kimi's
+    ``tiktoken.model``. Objects are immutable and may be shared between threads and over a fork;
+    pieces of text that were met before are remembered, in at most 64 MB.
 
     Attributes:
         config: the content of ``tokenizer_config.json``, empty without one.
@@ -141,34 +145,85 @@ class Tokenizer:
         Raises:
             TokenizerError: the text holds a lone surrogate, or a byte that the vocabulary lacks.
         """
-        with _clear_errors(text):
+        try:
             return self._core.encode(text, parse_special)
+        except ValueError as error:
+            raise _clear(error, text) from None
 
     def encode_to_numpy(self, text: str, *, parse_special: bool = True) -> npt.NDArray[np.int32]:
         """Return the ids of a text as a new, writable int32 array; else as `encode`."""
-        with _clear_errors(text):
-            return np.frombuffer(self._core.encode_to_buffer(text, parse_special), dtype=np.int32)
+        try:
+            return np.frombuffer(self._core.encode_to_buffer(text, parse_special), _INT32)
+        except ValueError as error:
+            raise _clear(error, text) from None
 
-    def encode_batch(self, texts: Iterable[str], *, parse_special: bool = True) -> list[list[int]]:
+    def encode_batch(
+        self, texts: Iterable[str], *, parse_special: bool = True, threads: int = 0
+    ) -> list[list[int]]:
         """Return the ids of each text, in order; as `encode` for each.
+
+        Args:
+            texts: any number of texts; long ones are cut and shared between threads too.
+            parse_special: as for `encode`.
+            threads: most threads; 0 stands for one per processor. They end with the call.
 
         Raises:
             TypeError: ``texts`` is itself a string.
             TokenizerError: as `encode`, naming the text's place.
         """
-        if isinstance(texts, str):
-            raise TypeError("texts has to be a list of strings, and is a string")
-        batch = list(texts)
+        batch = _as_batch(texts)
         try:
-            return self._core.encode_batch(batch, parse_special)
-        except ValueError:
-            # Encoded again one by one, only to say which text it was.
-            for index, text in enumerate(batch):
-                try:
-                    self.encode(text, parse_special=parse_special)
-                except TokenizerError as error:
-                    raise TokenizerError(f"text {index}: {error}") from None
-            raise
+            return self._core.encode_batch(batch, parse_special, threads)
+        except ValueError as error:
+            raise _clear_batch(error, batch) from None
+
+    def encode_batch_to_numpy(
+        self, texts: Iterable[str], *, parse_special: bool = True, threads: int = 0
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """Return the ids of all texts end to end, and where each text's begin.
+
+        Args:
+            texts: as for `encode_batch`, `parse_special` and ``threads`` too.
+
+        Returns:
+            int32 ids, and ``len(texts) + 1`` int64 offsets: text ``i`` has
+            ``ids[offsets[i]:offsets[i + 1]]``.
+
+        Raises:
+            TypeError: ``texts`` is itself a string.
+            TokenizerError: as `encode`, naming the text's place.
+        """
+        batch = _as_batch(texts)
+        try:
+            data, counts = self._core.encode_batch_to_buffer(batch, parse_special, threads)
+        except ValueError as error:
+            raise _clear_batch(error, batch) from None
+        offsets = np.zeros(len(counts) + 1, np.int64)
+        np.cumsum(counts, out=offsets[1:])
+        return np.frombuffer(data, _INT32), offsets
+
+    def encode_file(
+        self, path: str | os.PathLike[str], *, parse_special: bool = True, threads: int = 0
+    ) -> npt.NDArray[np.int32]:
+        """Return the ids of a UTF-8 file as an int32 array; the file is mapped, not read.
+
+        Whoever cuts the file short meanwhile ends the process: the system's answer to reading
+        past the end of a mapped file.
+
+        Args:
+            path: the file.
+            parse_special: as for `encode`.
+            threads: as for `encode_batch`.
+
+        Raises:
+            TokenizerError: the file cannot be read, or is not UTF-8; the message names it.
+        """
+        try:
+            data = self._core.encode_file_to_buffer(path, parse_special, threads)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise TokenizerError(f"{os.fspath(path)}: {reason}") from None
+        return np.frombuffer(data, _INT32)
 
     def encode_bytes(self, data: bytes | bytearray | memoryview) -> list[int]:
         """Return ids that decode to exactly these bytes, UTF-8 or not.
@@ -183,9 +238,11 @@ class Tokenizer:
             return self._core.encode_bytes(bytes(memoryview(data)))
 
     def count(self, text: str, *, parse_special: bool = True) -> int:
-        """Return ``len(encode(text))`` without making the list."""
-        with _clear_errors(text):
+        """Return ``len(encode(text))``; no ids are kept."""
+        try:
             return self._core.count(text, parse_special)
+        except ValueError as error:
+            raise _clear(error, text) from None
 
     def decode(self, ids: Sequence[int] | npt.NDArray[Any], *, skip_special: bool = False) -> str:
         """Return the text of ids; bytes that are not UTF-8 become U+FFFD.
@@ -213,6 +270,11 @@ class Tokenizer:
     def stream(self, *, skip_special: bool = False) -> DecodeStream:
         """Return a decoder that takes one id at a time."""
         return DecodeStream(self._core.stream(skip_special))
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of memory that the caches take now; never more than 64 MB."""
+        return self._core.cache_bytes
 
     @property
     def vocab_size(self) -> int:
@@ -270,20 +332,40 @@ def _as_list(ids: Sequence[int] | npt.NDArray[Any]) -> list[int]:
     return listed
 
 
+def _as_batch(texts: Iterable[str]) -> list[str]:
+    if isinstance(texts, str):
+        raise TypeError("texts has to be a list of strings, and is a string")
+    return list(texts)
+
+
+def _clear(error: ValueError, text: str) -> TokenizerError:
+    """The exception to raise for what encoding ``text`` raised."""
+    if isinstance(error, UnicodeEncodeError):
+        position = error.start
+        return TokenizerError(
+            f"the text holds a lone surrogate, U+{ord(text[position]):04X}, at position "
+            f"{position}; it has no UTF-8 form"
+        )
+    return TokenizerError(str(error))
+
+
+def _clear_batch(error: ValueError, texts: list[str]) -> TokenizerError:
+    """As `_clear`, naming the text's place."""
+    if isinstance(error, UnicodeEncodeError):
+        # Extracting the texts stops at the first that has no UTF-8 form.
+        for index, text in enumerate(texts):
+            try:
+                text.encode()
+            except UnicodeEncodeError as found:
+                return TokenizerError(f"text {index}: {_clear(found, text)}")
+    return TokenizerError(str(error))
+
+
 @contextmanager
-def _clear_errors(text: str = "") -> Iterator[None]:
+def _clear_errors() -> Iterator[None]:
     try:
         yield
-    except UnicodeEncodeError as error:
-        _reject_surrogate(text, error.start)
     except OverflowError:
         raise TokenizerError("a token id does not fit in 64 bits") from None
     except ValueError as error:
         raise TokenizerError(str(error)) from None
-
-
-def _reject_surrogate(text: str, position: int) -> NoReturn:
-    raise TokenizerError(
-        f"the text holds a lone surrogate, U+{ord(text[position]):04X}, at position {position}; "
-        "it has no UTF-8 form"
-    ) from None

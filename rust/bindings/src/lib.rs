@@ -74,7 +74,7 @@ mod _core {
     #[pymodule_export]
     use crate::saved::{SavedPrefix, page_identities, save_prefix};
     #[pymodule_export]
-    use crate::tokenizer::{DecodeStream, Tokenizer};
+    use crate::tokenizer::{DecodeStream, EncodeStream, Tokenizer};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -30,13 +30,19 @@ impl AddedToken {
     pub(crate) fn is_text(&self) -> bool {
         !self.special && self.content.chars().nth(1).is_none()
     }
+
+    /// Whether it holds white space or takes that around it.
+    pub(crate) fn touches_white_space(&self) -> bool {
+        self.strip_left || self.strip_right || self.content.contains(is_space)
+    }
 }
 
 /// A part of a text, as a search divides it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Part<'a> {
     Text(&'a str),
-    Token(u32),
+    /// Its id, and where its content stands.
+    Token(u32, (usize, usize)),
 }
 
 #[derive(Debug, Default)]
@@ -149,6 +155,7 @@ impl Matcher {
             };
             let mut start = at;
             at += token.content.len();
+            let place = (start, at);
             if start < done {
                 // It lies in the white space that the token before it has taken.
                 continue;
@@ -163,7 +170,7 @@ impl Matcher {
             if done < start && !emit(Part::Text(&text[done..start])) {
                 return false;
             }
-            if !emit(Part::Token(token.id)) {
+            if !emit(Part::Token(token.id, place)) {
                 return false;
             }
             done = stop;
@@ -187,10 +194,21 @@ mod tests {
         }
     }
 
-    fn split<'a>(tokens: &[AddedToken], text: &'a str) -> Vec<Part<'a>> {
+    /// Texts, and tokens as their id and content.
+    #[derive(Debug, PartialEq)]
+    enum Found<'a> {
+        Text(&'a str),
+        Token(u32, &'a str),
+    }
+    use Found::{Text, Token};
+
+    fn split<'a>(tokens: &[AddedToken], text: &'a str) -> Vec<Found<'a>> {
         let mut parts = Vec::new();
         Matcher::new(tokens.to_vec()).split(text, &mut |part| {
-            parts.push(part);
+            parts.push(match part {
+                Part::Text(text) => Text(text),
+                Part::Token(id, (start, end)) => Token(id, &text[start..end]),
+            });
             true
         });
         parts
@@ -199,9 +217,9 @@ mod tests {
     #[test]
     fn the_leftmost_then_the_longest_token_wins() {
         let tokens = [token(1, "<a"), token(2, "<a>b"), token(3, "a>")];
-        assert_eq!(split(&tokens, "x<a>b"), [Part::Text("x"), Part::Token(2)]);
-        assert_eq!(split(&tokens, "<a>c"), [Part::Token(1), Part::Text(">c")]);
-        assert_eq!(split(&tokens, "<<a"), [Part::Text("<"), Part::Token(1)]);
+        assert_eq!(split(&tokens, "x<a>b"), [Text("x"), Token(2, "<a>b")]);
+        assert_eq!(split(&tokens, "<a>c"), [Token(1, "<a"), Text(">c")]);
+        assert_eq!(split(&tokens, "<<a"), [Text("<"), Token(1, "<a")]);
     }
 
     #[test]
@@ -218,14 +236,14 @@ mod tests {
         assert_eq!(
             split(&tokens, "a \u{3000}<l> b <r>\n c"),
             [
-                Part::Text("a"),
-                Part::Token(1),
-                Part::Text(" b "),
-                Part::Token(2),
-                Part::Text("c")
+                Text("a"),
+                Token(1, "<l>"),
+                Text(" b "),
+                Token(2, "<r>"),
+                Text("c")
             ]
         );
-        assert_eq!(split(&tokens, "<r>  <l>"), [Part::Token(2), Part::Token(1)]);
+        assert_eq!(split(&tokens, "<r>  <l>"), [Token(2, "<r>"), Token(1, "<l>")]);
     }
 
     #[test]

@@ -1,8 +1,6 @@
 //! Many texts, or a long one, on several threads.
 //!
-//! A long text is cut where a piece ends whatever stands around: behind a newline, before a character that is not white.
-//! No pattern that is scanned here has a newline before such a character in one piece, and none looks back. Where an
-//! added token holds a newline or takes the white space before it, texts stay whole.
+//! A long text is cut where the parts have the ids of the whole (cut.rs).
 //!
 //! The threads are made for the call and end with it, so a process that forks leaves none of them behind.
 
@@ -10,6 +8,7 @@ use std::num::NonZero;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use crate::cut::next_cut;
 use crate::error::{Error, Result};
 use crate::tokenizer::Tokenizer;
 
@@ -27,22 +26,13 @@ struct Job {
     range: Range<usize>,
 }
 
-/// The first place from `at` on where a text may be cut; `None` when there is none nearby.
-fn cut(text: &[u8], at: usize) -> Option<usize> {
-    let window = &text[at..text.len().min(at + SEARCH)];
-    let may_follow = |byte: u8| byte.is_ascii_graphic() || (0xe4..=0xe9).contains(&byte);
-    memchr::memchr_iter(b'\n', window)
-        .map(|place| at + place + 1)
-        .find(|&place| text.get(place).is_some_and(|&byte| may_follow(byte)))
-}
-
 impl Tokenizer {
     fn jobs(&self, texts: &[&str]) -> Vec<Job> {
         let mut jobs = Vec::with_capacity(texts.len());
         for (text, bytes) in texts.iter().map(|text| text.as_bytes()).enumerate() {
             let mut start = 0;
             while self.may_be_cut && bytes.len() - start > 2 * PART {
-                let Some(end) = cut(bytes, start + PART) else {
+                let Some(end) = next_cut(bytes, start + PART, SEARCH) else {
                     break;
                 };
                 jobs.push(Job {
@@ -155,17 +145,5 @@ impl Tokenizer {
             }
         }
         Ok(all)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_cut_stands_behind_a_newline_and_before_what_is_not_white() {
-        assert_eq!(cut(b"ab\n \nc", 0), Some(5));
-        assert_eq!(cut(b"ab\n\n", 0), None);
-        assert_eq!(cut("a\n\u{3000}b\n\u{4e2d}".as_bytes(), 0), Some(7));
     }
 }

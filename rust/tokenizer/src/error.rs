@@ -114,6 +114,8 @@ pub enum Error {
         /// The largest id of this tokenizer.
         max: u32,
     },
+    /// Places were asked for in a text that is changed before it is encoded.
+    Composed,
     /// The caller asked to stop.
     Interrupted,
 }
@@ -200,6 +202,9 @@ impl fmt::Display for Error {
                     "token id {id} is not in this tokenizer, whose largest id is {max}"
                 )
             }
+            Self::Composed => f.write_str(
+                "this tokenizer brings the text to normalization form C first, so its tokens have no places in it",
+            ),
             Self::Interrupted => f.write_str("interrupted"),
         }
     }

@@ -16,6 +16,7 @@ mod bytelevel;
 mod cache;
 mod cased;
 mod classic;
+mod cut;
 mod decode;
 mod encoder;
 mod error;
@@ -24,6 +25,7 @@ mod lines;
 mod load;
 mod merges;
 mod modern;
+mod offsets;
 mod pieces;
 mod pretokenize;
 #[allow(unsafe_code, reason = "the one file that may call instructions by name")]
@@ -38,6 +40,7 @@ mod unicode_ranges;
 mod whole;
 
 pub use cache::CACHE_BYTES;
+pub use cut::EncodeStream;
 pub use decode::DecodeStream;
 pub use error::{Error, Result, SUPPORTED};
 pub use tiktoken::Control;

@@ -34,7 +34,7 @@ pub struct Tokenizer {
     /// Where a piece that is spelled like a token is that token.
     long_whole: Option<LongWhole>,
     /// Text is brought to normalization form C before it is cut.
-    composes: bool,
+    pub(crate) composes: bool,
     caches: Pool,
     /// Tokens for bytes that the vocabulary lacks and an added token spells in the byte-level alphabet.
     byte_stand_ins: [u32; 256],
@@ -46,11 +46,11 @@ pub struct Tokenizer {
     /// Added tokens whose name is text, and whose bytes are not: decoding to text gives the name.
     pub(crate) literal: Vec<bool>,
     /// The two passes over all added tokens.
-    all_added: [Matcher; 2],
+    pub(crate) all_added: [Matcher; 2],
     /// The two passes over those that are text.
-    text_added: [Matcher; 2],
+    pub(crate) text_added: [Matcher; 2],
     added: Vec<AddedToken>,
-    /// No added token reaches over a newline.
+    /// No added token holds white space or takes that around it, so a cut beside white space cuts none.
     pub(crate) may_be_cut: bool,
 }
 
@@ -177,7 +177,7 @@ impl Tokenizer {
             literal,
             all_added: passes(&|_| true),
             text_added: passes(&AddedToken::is_text),
-            may_be_cut: !added.iter().any(|token| token.strip_left || token.content.contains('\n')),
+            may_be_cut: !added.iter().any(AddedToken::touches_white_space),
             added,
         })
     }
@@ -229,11 +229,11 @@ impl Tokenizer {
         self.with_cache(|cache| {
             let mut encoder = Encoder::new(self, cache, stop, sink);
             first.split(text, &mut |part| match part {
-                Part::Token(id) => encoder.token(id),
+                Part::Token(id, _) => encoder.token(id),
                 Part::Text(text) => {
                     let text = if self.composes { composed(text) } else { text.into() };
                     second.split(&text, &mut |part| match part {
-                        Part::Token(id) => encoder.token(id),
+                        Part::Token(id, _) => encoder.token(id),
                         Part::Text(text) => encoder.text(text),
                     })
                 }
@@ -243,7 +243,7 @@ impl Tokenizer {
     }
 
     /// Runs `work` with a cache of the pool, or with a very small one where all are lent.
-    fn with_cache<T>(&self, work: impl FnOnce(&mut Cache) -> T) -> T {
+    pub(crate) fn with_cache<T>(&self, work: impl FnOnce(&mut Cache) -> T) -> T {
         if let Some(mut lent) = self.caches.lend()
             && let Some(cache) = &mut *lent
         {
@@ -319,7 +319,7 @@ impl Tokenizer {
 }
 
 /// Normalization form C of a text.
-fn composed(text: &str) -> Cow<'_, str> {
+pub(crate) fn composed(text: &str) -> Cow<'_, str> {
     if text.is_ascii() || is_nfc_quick(text.chars()) == IsNormalized::Yes {
         return text.into();
     }
