@@ -26,7 +26,7 @@ from abyssal.tokenizer_files import (
 
 _INT32 = np.dtype(np.int32)
 
-__all__ = ["DecodeStream", "Tokenizer", "UnsupportedTokenizerError"]
+__all__ = ["DecodeStream", "EncodeStream", "Tokenizer", "UnsupportedTokenizerError"]
 
 
 class DecodeStream:
@@ -52,6 +52,35 @@ class DecodeStream:
     def finish(self) -> str:
         """Return U+FFFD if the beginning of a character still waited, and begin anew."""
         return self._stream.finish()
+
+
+class EncodeStream:
+    """Takes a text in parts and gives ids as soon as they are certain.
+
+    What `push` and `finish` return, end to end, equals `Tokenizer.encode` of the whole text. Text
+    waits from the last place where cutting changes nothing: behind a newline, or before a space
+    between two ASCII letters.
+    """
+
+    def __init__(self, stream: _core.EncodeStream) -> None:
+        """Wrap a stream; `Tokenizer.encode_stream` makes them."""
+        self._stream = stream
+
+    def push(self, text: str) -> list[int]:
+        """Take the next part and return the ids that are now certain, often none.
+
+        Raises:
+            TokenizerError: as `Tokenizer.encode`.
+        """
+        try:
+            return self._stream.push(text)
+        except ValueError as error:
+            raise _clear(error, text) from None
+
+    def finish(self) -> list[int]:
+        """Return the ids of the text that still waited, and begin anew."""
+        with _clear_errors():
+            return self._stream.finish()
 
 
 class Tokenizer:
@@ -183,7 +212,9 @@ class Tokenizer:
         """Return the ids of all texts end to end, and where each text's begin.
 
         Args:
-            texts: as for `encode_batch`, `parse_special` and ``threads`` too.
+            texts: as for `encode_batch`.
+            parse_special: as for `encode`.
+            threads: as for `encode_batch`.
 
         Returns:
             int32 ids, and ``len(texts) + 1`` int64 offsets: text ``i`` has
@@ -266,6 +297,26 @@ class Tokenizer:
         """Return the bytes of ids, exactly; else as `decode`."""
         with _clear_errors():
             return self._core.decode_bytes(_as_list(ids), skip_special)
+
+    def encode_stream(self, *, parse_special: bool = True) -> EncodeStream:
+        """Return an encoder that takes a text in parts."""
+        return EncodeStream(self._core.encode_stream(parse_special))
+
+    def encode_with_offsets(
+        self, text: str, *, parse_special: bool = True
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the ids of a text, and where each token's characters begin and end.
+
+        A token that holds a part of a character stands where the whole character does.
+
+        Raises:
+            TokenizerError: as `encode`, and when the tokenizer brings text to normalization form C
+                and that changes this one.
+        """
+        try:
+            return self._core.encode_with_offsets(text, parse_special)
+        except ValueError as error:
+            raise _clear(error, text) from None
 
     def stream(self, *, skip_special: bool = False) -> DecodeStream:
         """Return a decoder that takes one id at a time."""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from . import corpora
+from . import corpora, random_text
 from .families import V2_ADDED_LETTERS
 from .texts import assigned, texts
 
@@ -52,6 +52,14 @@ def assigned_sample():
         *(chr(p) for p in range(0x250)),
         *"\u4e00\u6df1\u5ea6\u3042\u3001\u3002\u0300\uac00",
     ]
+
+
+def test_ids_equal_hugging_face_on_long_texts_of_all_classes(family, full_profile):
+    # 100 million characters: `python -m tests.tokenizer.random_text`.
+    kinds = random_text.classes()
+    for seed in range(200 if full_profile else 4):
+        text = random_text.text(random.Random(seed), kinds)
+        assert family.ours.encode(text) == family.peer_ids(text)
 
 
 def test_ids_equal_hugging_face_for_every_assigned_code_point(family, full_profile):

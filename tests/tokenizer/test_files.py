@@ -83,7 +83,9 @@ def test_missing_files_are_named(tmp_path):
 
 def test_a_folder_with_another_kind_of_tokenizer_is_told_what_is_supported(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(b"\n")
-    with pytest.raises(UnsupportedTokenizerError, match=r"tokenizer\.model: .*DeepSeek V3.*V2-Lite"):
+    with pytest.raises(
+        UnsupportedTokenizerError, match=r"tokenizer\.model: .*DeepSeek V3.*V2-Lite"
+    ):
         Tokenizer.from_pretrained(tmp_path)
 
 

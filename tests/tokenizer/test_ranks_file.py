@@ -1,6 +1,7 @@
 """``tiktoken.model`` as Moonlight and Kimi have it: merging by the ranks of what pairs become."""
 
 import base64
+import itertools
 import json
 
 import pytest
@@ -33,7 +34,7 @@ def naive(ranks: dict[bytes, int], piece: bytes) -> list[int]:
         return [ranks[piece]]
     parts = [bytes([byte]) for byte in piece]
     while len(parts) > 1:
-        joined = [ranks.get(a + b, len(ranks)) for a, b in zip(parts, parts[1:], strict=False)]
+        joined = [ranks.get(a + b, len(ranks)) for a, b in itertools.pairwise(parts)]
         best = min(joined)
         if best == len(ranks):
             break

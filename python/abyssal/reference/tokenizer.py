@@ -91,8 +91,8 @@ class ReferenceTokenizer:
         pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
         self.ranks = {pair: rank for rank, pair in enumerate(pairs)}
         self.added: list[dict[str, Any]] = spec["added_tokens"]
-        self.patterns = [
-            _compile(r"\p{N}" if step["type"] == "Digits" else step["pattern"]["Regex"])
+        self.patterns: list[str] = [
+            r"\p{N}" if step["type"] == "Digits" else step["pattern"]["Regex"]
             for step in spec["pre_tokenizer"]["pretokenizers"]
             if step["type"] != "ByteLevel"
         ]
@@ -112,7 +112,7 @@ class ReferenceTokenizer:
         """
         parts = [text] if text else []
         for pattern in self.patterns:
-            parts = list(_isolate(pattern, parts))
+            parts = list(_isolate(_compile(pattern), parts))
         return parts
 
     def merge(self, piece: str) -> list[int]:
@@ -153,7 +153,8 @@ class ReferenceTokenizer:
             Token ids.
 
         Guarantees: added tokens that are not normalized are found first, in all of the text;
-        the others in what is left, brought to form C where the file says so; each time the leftmost, and the longest of those.
+        the others in what is left, brought to form C where the file says so; each time the
+        leftmost, and the longest of those.
         """
         kept = [
             token

@@ -84,9 +84,13 @@ impl From<Placed> for BindError {
 fn buffer<'py>(py: Python<'py>, lists: &[Vec<u32>]) -> Result<Bound<'py, PyByteArray>, BindError> {
     let count: usize = lists.iter().map(Vec::len).sum();
     Ok(PyByteArray::new_with(py, count * 4, |bytes| {
-        let (words, _) = bytes.as_chunks_mut::<4>();
-        for (word, id) in words.iter_mut().zip(lists.iter().flatten()) {
-            *word = id.to_ne_bytes();
+        let (mut words, _) = bytes.as_chunks_mut::<4>();
+        for list in lists {
+            let (own, rest) = words.split_at_mut(list.len());
+            for (word, id) in own.iter_mut().zip(list) {
+                *word = id.to_ne_bytes();
+            }
+            words = rest;
         }
         Ok(())
     })?)
@@ -229,7 +233,9 @@ impl Tokenizer {
                 BindError::value_error(format!("byte {} is not UTF-8", error.valid_up_to()))
             })?;
             interruptible(|stop| {
-                let lists = self.inner.encode_many(&[text], parse_special, threads, stop);
+                let lists = self
+                    .inner
+                    .encode_many(&[text], parse_special, threads, stop);
                 lists.map_err(|(_, error)| error)
             })
         })?;
@@ -248,7 +254,9 @@ impl Tokenizer {
     /// How many ids a text has.
     #[pyo3(signature = (text, parse_special=true))]
     fn count(&self, py: Python<'_>, text: &str, parse_special: bool) -> Result<usize, BindError> {
-        encode_with(py, text.len(), |stop| self.inner.count(text, parse_special, stop))
+        encode_with(py, text.len(), |stop| {
+            self.inner.count(text, parse_special, stop)
+        })
     }
 
     /// The text of ids.

@@ -2,7 +2,6 @@
 //!
 //! Usage: `cargo run --release -p abyssal-tokenizer --example encode_speed TOKENIZER_JSON TEXT...`
 
-
 use abyssal_tokenizer::Tokenizer;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -39,6 +38,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// Processor time of this thread in seconds.
 fn now() -> f64 {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
-    let nanoseconds: f64 = text.split(' ').next().and_then(|first| first.parse().ok()).unwrap_or(0.0);
+    let nanoseconds: f64 = text
+        .split(' ')
+        .next()
+        .and_then(|first| first.parse().ok())
+        .unwrap_or(0.0);
     nanoseconds / 1e9
 }

@@ -8,7 +8,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for _ in 0..n {
         let mut ids = Vec::new();
         t.encode(&text, true, &mut || false, &mut ids)?;
-        if n < 6 { println!("{}", ids.len()); }
+        if n < 6 {
+            println!("{}", ids.len());
+        }
     }
     Ok(())
 }

@@ -243,7 +243,10 @@ mod tests {
                 Text("c")
             ]
         );
-        assert_eq!(split(&tokens, "<r>  <l>"), [Token(2, "<r>"), Token(1, "<l>")]);
+        assert_eq!(
+            split(&tokens, "<r>  <l>"),
+            [Token(2, "<r>"), Token(1, "<l>")]
+        );
     }
 
     #[test]

@@ -362,7 +362,16 @@ mod tests {
     #[test]
     fn a_long_piece_stops_when_asked() {
         let (table, _) = build(&[(0, 0, 1)]);
-        assert!(!apply(&table, &mut vec![0; 4 * POLL_INTERVAL], 2, &mut || true));
-        assert!(!by_heap(&table, &mut vec![0; 4 * POLL_INTERVAL], &mut || true));
+        assert!(!apply(
+            &table,
+            &mut vec![0; 4 * POLL_INTERVAL],
+            2,
+            &mut || true
+        ));
+        assert!(!by_heap(
+            &table,
+            &mut vec![0; 4 * POLL_INTERVAL],
+            &mut || true
+        ));
     }
 }

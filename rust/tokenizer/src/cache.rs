@@ -46,7 +46,11 @@ static MASKS: [[u64; 3]; SHORT + 1] = {
     let mut length = 0;
     while length <= SHORT {
         let kept = (1_u128 << (8 * length)) - 1;
-        masks[length] = [kept as u64, (kept >> 64) as u64, (length as u64) << LENGTH_SHIFT];
+        masks[length] = [
+            kept as u64,
+            (kept >> 64) as u64,
+            (length as u64) << LENGTH_SHIFT,
+        ];
         length += 1;
     }
     masks
@@ -55,7 +59,8 @@ static MASKS: [[u64; 3]; SHORT + 1] = {
 /// Mixes two words into one.
 #[inline(always)]
 fn fold(low: u64, high: u64) -> u64 {
-    let product = u128::from(low ^ 0x9e37_79b9_7f4a_7c15) * u128::from(high ^ 0xc2b2_ae3d_27d4_eb4f);
+    let product =
+        u128::from(low ^ 0x9e37_79b9_7f4a_7c15) * u128::from(high ^ 0xc2b2_ae3d_27d4_eb4f);
     (product >> 64) as u64 ^ product as u64
 }
 
@@ -202,7 +207,8 @@ impl Cache {
         let at = key.hash() as usize;
         let [a, b, low_out, high_out, c, d, first_out, second_out] = *self.lines.get(at);
         let [first, second] = values;
-        self.lines.set(at, [key.low, high, a, b, first, second, c, d]);
+        self.lines
+            .set(at, [key.low, high, a, b, first, second, c, d]);
         if high_out == 0 {
             return;
         }
@@ -239,7 +245,10 @@ impl Cache {
     #[inline]
     pub(crate) fn hash_of(piece: &[u8]) -> u64 {
         let (words, _) = piece.as_chunks::<16>();
-        let half = |word: &[u8]| word.first_chunk().map_or(0, |half| u64::from_le_bytes(*half));
+        let half = |word: &[u8]| {
+            word.first_chunk()
+                .map_or(0, |half| u64::from_le_bytes(*half))
+        };
         let mut hash = piece.len() as u64;
         for word in words {
             hash = fold(hash ^ half(&word[..8]), half(&word[8..]));
@@ -327,7 +336,9 @@ pub(crate) type Lent<'a> = MutexGuard<'a, Option<Box<Cache>>>;
 
 impl Pool {
     pub(crate) fn new() -> Self {
-        let sizes = SIZES.iter().flat_map(|&(count, size)| std::iter::repeat_n(size, count));
+        let sizes = SIZES
+            .iter()
+            .flat_map(|&(count, size)| std::iter::repeat_n(size, count));
         Self {
             caches: sizes.map(|size| (size, Mutex::new(None))).collect(),
         }
@@ -358,7 +369,10 @@ impl Pool {
             let cache = cache.try_lock().ok()?;
             cache.as_ref().map(|cache| cache.size())
         };
-        self.caches.iter().filter_map(|(_, cache)| size(cache)).sum()
+        self.caches
+            .iter()
+            .filter_map(|(_, cache)| size(cache))
+            .sum()
     }
 }
 
@@ -369,12 +383,20 @@ mod tests {
     use std::collections::HashMap;
 
     fn tokens_of(piece: &[u8]) -> Vec<u32> {
-        piece.chunks(4).map(|part| part.iter().map(|&b| u32::from(b)).sum()).collect()
+        piece
+            .chunks(4)
+            .map(|part| part.iter().map(|&b| u32::from(b)).sum())
+            .collect()
     }
 
     fn short(cache: &mut Cache, piece: &[u8]) -> Option<Vec<u32>> {
         let ([first, second], count) = cache.short(key(piece), key(piece).hash())?;
-        let all = [first as u32, (first >> 32) as u32, second as u32, (second >> 32) as u32];
+        let all = [
+            first as u32,
+            (first >> 32) as u32,
+            second as u32,
+            (second >> 32) as u32,
+        ];
         Some(all[..count].to_vec())
     }
 

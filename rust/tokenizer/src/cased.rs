@@ -17,9 +17,7 @@ use crate::classic::{
     contraction, is_mark, mark_piece, marks, number, ones, white_piece, white_space,
 };
 use crate::simd::{self, Window};
-use crate::unicode::{
-    CODE_POINTS, LETTER, NEWLINE, NUMBER, SPACE, Table, flat_classes,
-};
+use crate::unicode::{CODE_POINTS, LETTER, NEWLINE, NUMBER, SPACE, Table, flat_classes};
 use crate::unicode_cases::CASES;
 
 const CLASS: u8 = 7;
@@ -95,8 +93,7 @@ impl Cased {
             return mark_piece(self.classes, text, at, window, 0);
         }
         let following = window[1];
-        let mark_follows =
-            white & 2 == 0 && !following.is_ascii_digit() && at + 1 < text.len();
+        let mark_follows = white & 2 == 0 && !following.is_ascii_digit() && at + 1 < text.len();
         if first == b' ' && mark_follows {
             return mark_piece(self.classes, text, at, window, 1);
         }
@@ -199,7 +196,10 @@ mod tests {
 
     #[test]
     fn a_piece_ends_where_capitals_begin_again() {
-        assert_eq!(split("camelCaseHTTPServer"), ["camel", "Case", "HTTPServer"]);
+        assert_eq!(
+            split("camelCaseHTTPServer"),
+            ["camel", "Case", "HTTPServer"]
+        );
         assert_eq!(split("IT'S it's (Ab"), ["IT'S", " it's", " (", "Ab"]);
     }
 

@@ -49,8 +49,7 @@ pub(crate) fn contraction(text: &[u8], at: usize) -> usize {
     }
     match (letter(1), letter(2)) {
         (b's' | b't' | b'm' | b'd', _) => at + 2,
-        (b'r' | b'v', b'e') | (b'l', b'l') => at + 3,
-        (0xc5, 0xbf) => at + 3,
+        (b'r' | b'v', b'e') | (b'l', b'l') | (0xc5, 0xbf) => at + 3,
         _ => at,
     }
 }
@@ -261,7 +260,10 @@ mod tests {
         let fast = split_with(text, |text, at| {
             classic.next(text, at, &simd::last_window(text, at))
         });
-        assert_eq!(fast, split_with(text, |text, at| classic.next_slow(text, at)));
+        assert_eq!(
+            fast,
+            split_with(text, |text, at| classic.next_slow(text, at))
+        );
         fast
     }
 

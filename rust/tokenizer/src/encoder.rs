@@ -164,7 +164,9 @@ impl<'a, S: Sink> Encoder<'a, S> {
             let end = bytes.len().min(at + POLL_INTERVAL);
             let tokenizer = self.tokenizer;
             at = match &tokenizer.splitter {
-                PreTokenizer::Modern(it) => self.stretch(bytes, at, end, |a, b, c| it.next(a, b, c)),
+                PreTokenizer::Modern(it) => {
+                    self.stretch(bytes, at, end, |a, b, c| it.next(a, b, c))
+                }
                 PreTokenizer::Classic(it) => {
                     self.stretch(bytes, at, end, |a, b, c| it.next(a, b, c))
                 }
@@ -195,12 +197,11 @@ impl<'a, S: Sink> Encoder<'a, S> {
     ) -> usize {
         while at < end {
             let padded;
-            let window = match text[at..].first_chunk() {
-                Some(window) => window,
-                None => {
-                    padded = simd::last_window(text, at);
-                    &padded
-                }
+            let window = if let Some(window) = text[at..].first_chunk() {
+                window
+            } else {
+                padded = simd::last_window(text, at);
+                &padded
             };
             let piece_end = next(text, at, window);
             self.push(text, at, piece_end, window);
@@ -211,13 +212,11 @@ impl<'a, S: Sink> Encoder<'a, S> {
 
     /// A byte outside UTF-8.
     pub(crate) fn byte(&mut self, byte: u8) -> bool {
-        match self.tokenizer.byte_token(byte) {
-            Some(id) => self.token(id),
-            None => {
-                self.result = Err(Error::MissingByte { byte });
-                false
-            }
+        if let Some(id) = self.tokenizer.byte_token(byte) {
+            return self.token(id);
         }
+        self.result = Err(Error::MissingByte { byte });
+        false
     }
 
     /// Lets `text[start..end]` wait, which `window` begins with.

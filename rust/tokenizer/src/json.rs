@@ -5,8 +5,8 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::Deserialize;
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -148,7 +148,10 @@ impl<'de> Visitor<'de> for FileSeed {
         Ok(None)
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self::Value, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(
+        self,
+        mut map: A,
+    ) -> std::result::Result<Self::Value, A::Error> {
         let mut file = File::default();
         while let Some(Text(key)) = map.next_key()? {
             match &*key {
@@ -186,11 +189,17 @@ impl<'de> Visitor<'de> for ModelSeed {
         Ok(None)
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self::Value, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(
+        self,
+        mut map: A,
+    ) -> std::result::Result<Self::Value, A::Error> {
         let mut model = Model::default();
         while let Some(Text(key)) = map.next_key()? {
             match &*key {
-                "vocab" => model.vocabulary = Some(map.next_value_seed(VocabularySeed(self.0.vocabulary))?),
+                "vocab" => {
+                    model.vocabulary =
+                        Some(map.next_value_seed(VocabularySeed(self.0.vocabulary))?);
+                }
                 "merges" => model.merges = Some(map.next_value_seed(MergesSeed(self.0.merges))?),
                 _ => {
                     let raw = map.next_value()?;
@@ -268,7 +277,10 @@ impl<'de> Visitor<'de> for RawListSeed {
         skip_map(map)?;
         Ok(Some(List::wrong()))
     }
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<Self::Value, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(
+        self,
+        mut seq: A,
+    ) -> std::result::Result<Self::Value, A::Error> {
         let mut list = List::new();
         while let Some(entry) = seq.next_element::<Raw<'de>>()? {
             list.push(entry, self.0);
@@ -295,7 +307,10 @@ impl<'de> Visitor<'de> for VocabularySeed {
         Ok(List::wrong())
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self::Value, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(
+        self,
+        mut map: A,
+    ) -> std::result::Result<Self::Value, A::Error> {
         let mut list = List::new();
         while let Some((Text(token), id)) = map.next_entry()? {
             list.push((token, id), self.0);
@@ -322,7 +337,10 @@ impl<'de> Visitor<'de> for MergesSeed {
         Ok(List::wrong())
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<Self::Value, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(
+        self,
+        mut seq: A,
+    ) -> std::result::Result<Self::Value, A::Error> {
         let mut list = List::new();
         while let Some(pair) = seq.next_element()? {
             list.push(pair, self.0);
@@ -387,11 +405,17 @@ impl<'de> Deserialize<'de> for Pair<'de> {
             fn visit_str<E>(self, text: &str) -> std::result::Result<Self::Value, E> {
                 Ok(Pair::Text(Cow::Owned(text.into())))
             }
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> std::result::Result<Self::Value, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(
+                self,
+                map: A,
+            ) -> std::result::Result<Self::Value, A::Error> {
                 skip_map(map)?;
                 Ok(Pair::Wrong)
             }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<Self::Value, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(
+                self,
+                mut seq: A,
+            ) -> std::result::Result<Self::Value, A::Error> {
                 let mut found = [None, None];
                 let mut count = 0;
                 while let Some(MaybeText(text)) = seq.next_element()? {
@@ -425,11 +449,17 @@ impl<'de> Deserialize<'de> for MaybeText<'de> {
             fn visit_str<E>(self, text: &str) -> std::result::Result<Self::Value, E> {
                 Ok(MaybeText(Some(Cow::Owned(text.into()))))
             }
-            fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> std::result::Result<Self::Value, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(
+                self,
+                seq: A,
+            ) -> std::result::Result<Self::Value, A::Error> {
                 skip_seq(seq)?;
                 Ok(MaybeText(None))
             }
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> std::result::Result<Self::Value, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(
+                self,
+                map: A,
+            ) -> std::result::Result<Self::Value, A::Error> {
                 skip_map(map)?;
                 Ok(MaybeText(None))
             }

@@ -28,7 +28,10 @@ mod modern;
 mod offsets;
 mod pieces;
 mod pretokenize;
-#[allow(unsafe_code, reason = "the one file that may call instructions by name")]
+#[allow(
+    unsafe_code,
+    reason = "the one file that may call instructions by name"
+)]
 mod simd;
 mod staged;
 mod symbols;
@@ -43,5 +46,6 @@ pub use cache::CACHE_BYTES;
 pub use cut::EncodeStream;
 pub use decode::DecodeStream;
 pub use error::{Error, Result, SUPPORTED};
+pub use offsets::Place;
 pub use tiktoken::Control;
 pub use tokenizer::{Stop, Tokenizer};

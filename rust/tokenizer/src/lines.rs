@@ -21,7 +21,11 @@ impl Lines {
     pub(crate) fn new(count: usize) -> Self {
         debug_assert!(count.is_power_of_two());
         let bytes = count * LINE * 8;
-        let align = if bytes >= LARGE_PAGE { LARGE_PAGE } else { LINE * 8 };
+        let align = if bytes >= LARGE_PAGE {
+            LARGE_PAGE
+        } else {
+            LINE * 8
+        };
         // Zeroed memory comes from the system as it is: nothing is written here.
         let mut words = vec![0_u64; count * LINE + align / 8];
         let start = (words.as_ptr() as usize).wrapping_neg() % align / 8;

@@ -49,7 +49,10 @@ impl Parts {
             expected: "an object",
         })?;
         let ignore_merges = check_model(&model)?;
-        let added_count = file.added_tokens.as_ref().map_or(0, |list| list.entries.len());
+        let added_count = file
+            .added_tokens
+            .as_ref()
+            .map_or(0, |list| list.entries.len());
         let (names, index) = read_vocabulary(model.vocabulary, added_count)?;
         let merges = read_merges(model.merges, &names, &index)?;
         let added = read_added(file.added_tokens, &names, &index)?;

@@ -58,7 +58,11 @@ impl Merges {
     /// can make its pairs collide.
     pub(crate) fn with_capacity(count: usize, ids: usize) -> Self {
         let filter_bits = (count.max(8) * 8).next_power_of_two().trailing_zeros();
-        let bits = (count.max(1) * 2).div_ceil(8).next_power_of_two().max(2).trailing_zeros();
+        let bits = (count.max(1) * 2)
+            .div_ceil(8)
+            .next_power_of_two()
+            .max(2)
+            .trailing_zeros();
         Self {
             lines: vec![[FREE; 8]; 1 << bits],
             filter: vec![0; 1 << (filter_bits - 6)],
@@ -119,7 +123,11 @@ impl Merges {
             let line = &self.lines[at & (self.lines.len() - 1)];
             let mut found = FREE;
             for &word in line {
-                found = if word >> RANK_BITS == key { word } else { found };
+                found = if word >> RANK_BITS == key {
+                    word
+                } else {
+                    found
+                };
             }
             if found != FREE {
                 return (found & ((1 << RANK_BITS) - 1)) as u32;
@@ -148,7 +156,10 @@ impl Merges {
     /// The last merge that makes a token.
     #[inline]
     pub(crate) fn origin(&self, token: u32) -> Origin {
-        self.origins.get(token as usize).copied().unwrap_or(NO_ORIGIN)
+        self.origins
+            .get(token as usize)
+            .copied()
+            .unwrap_or(NO_ORIGIN)
     }
 
     /// Looks whether the whole list can be undone in thought; to be called after the last `push`.

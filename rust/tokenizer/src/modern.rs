@@ -190,7 +190,9 @@ impl Modern {
     #[inline(never)]
     fn long_letters(&self, text: &[u8], at: usize, lead: Lead) -> usize {
         if lead == Lead::Punctuation {
-            let more = text[at..].iter().take_while(|byte| byte.is_ascii_alphabetic());
+            let more = text[at..]
+                .iter()
+                .take_while(|byte| byte.is_ascii_alphabetic());
             return at + more.count();
         }
         self.cursor(text, 0).letters(at)
@@ -198,7 +200,14 @@ impl Modern {
 
     /// As `next`, for a piece that no ASCII letter starts or follows the first character of.
     #[inline(always)]
-    fn without_letters(&self, text: &[u8], at: usize, window: &Window, wide: u32, lead: Lead) -> usize {
+    fn without_letters(
+        &self,
+        text: &[u8],
+        at: usize,
+        window: &Window,
+        wide: u32,
+        lead: Lead,
+    ) -> usize {
         match lead {
             Lead::Punctuation => self.punctuation(text, at, window, wide, 0),
             Lead::Space | Lead::Blank if wide >> 1 & 1 == 0 => {
@@ -232,7 +241,14 @@ impl Modern {
 
     /// ` ?[\p{P}\p{S}]+[\r\n]*` with `skip` spaces.
     #[inline(always)]
-    fn punctuation(&self, text: &[u8], at: usize, window: &Window, wide: u32, skip: usize) -> usize {
+    fn punctuation(
+        &self,
+        text: &[u8],
+        at: usize,
+        window: &Window,
+        wide: u32,
+        skip: usize,
+    ) -> usize {
         let marks = simd::visible(window) & !simd::letters(window).letters & !simd::digits(window);
         let end = skip + ones(marks >> skip);
         if end >= 16 || wide >> end & 1 != 0 {
@@ -260,7 +276,11 @@ impl Modern {
             return at + (u32::BITS - newlines.leading_zeros()) as usize;
         }
         let ends = LEADS[window[count] as usize] == Lead::Digit || at + count >= text.len();
-        if ends || count == 1 { at + count } else { at + count - 1 }
+        if ends || count == 1 {
+            at + count
+        } else {
+            at + count - 1
+        }
     }
 
     /// A piece that starts with a character from U+4000 to U+9FFF.
@@ -365,7 +385,10 @@ pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    pub(crate) fn split_with<'a>(text: &'a str, next: impl Fn(&[u8], usize) -> usize) -> Vec<&'a str> {
+    pub(crate) fn split_with<'a>(
+        text: &'a str,
+        next: impl Fn(&[u8], usize) -> usize,
+    ) -> Vec<&'a str> {
         let mut pieces = Vec::new();
         let mut start = 0;
         while start < text.len() {
@@ -379,7 +402,9 @@ pub(crate) mod tests {
     /// With windows, and character by character: the two have to agree.
     fn split(text: &str) -> Vec<&str> {
         let modern = Modern::new();
-        let fast = split_with(text, |text, at| modern.next(text, at, &simd::last_window(text, at)));
+        let fast = split_with(text, |text, at| {
+            modern.next(text, at, &simd::last_window(text, at))
+        });
         let slow = split_with(text, |text, at| next_piece(&TABLE, text, at));
         assert_eq!(fast, slow);
         fast

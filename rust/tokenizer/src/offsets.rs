@@ -5,6 +5,9 @@ use crate::encoder::{Encoder, Ids};
 use crate::error::{Error, Result};
 use crate::tokenizer::{Stop, Tokenizer, composed};
 
+/// Where something begins and ends.
+pub type Place = (usize, usize);
+
 /// Counts characters as places in bytes go up.
 struct Characters<'a> {
     text: &'a [u8],
@@ -35,7 +38,7 @@ impl Tokenizer {
         text: &str,
         parse_special: bool,
         stop: Stop<'_>,
-    ) -> Result<(Vec<u32>, Vec<(usize, usize)>)> {
+    ) -> Result<(Vec<u32>, Vec<Place>)> {
         if self.composes && *composed(text) != *text {
             return Err(Error::Composed);
         }
@@ -46,7 +49,7 @@ impl Tokenizer {
         };
         let mut ids = Vec::new();
         // Ranges of bytes.
-        let mut places: Vec<(usize, usize)> = Vec::new();
+        let mut places: Vec<Place> = Vec::new();
         let mut result = Ok(());
         let place_of = |part: &str| part.as_ptr() as usize - text.as_ptr() as usize;
         first.split(text, &mut |part| match part {

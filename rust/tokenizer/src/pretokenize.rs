@@ -3,9 +3,9 @@
 
 use serde_json::Value;
 
-use crate::error::{Error, Result, shorten_json};
 use crate::cased::Cased;
 use crate::classic::Classic;
+use crate::error::{Error, Result, shorten_json};
 use crate::modern::Modern;
 use crate::staged::{Set, Staged};
 

@@ -202,10 +202,9 @@ mod portable {
 
     #[inline(always)]
     fn mask(window: &Window, is: impl Fn(u8) -> bool) -> u32 {
-        window
-            .iter()
-            .enumerate()
-            .fold(0, |bits, (place, &byte)| bits | u32::from(is(byte)) << place)
+        window.iter().enumerate().fold(0, |bits, (place, &byte)| {
+            bits | u32::from(is(byte)) << place
+        })
     }
 
     pub(super) fn letters(window: &Window) -> Kinds {

@@ -35,9 +35,9 @@ fn is_continuation(byte: u8) -> bool {
 
 impl Symbols {
     /// `bytes` holds the token of each single byte; `strings` the bytes of each token.
-    pub(crate) fn new(bytes: [u32; 256], merges: &Merges, strings: &Strings) -> Self {
+    pub(crate) fn new(bytes: &[u32; 256], merges: &Merges, strings: &Strings) -> Self {
         let mut symbols = Self {
-            bytes,
+            bytes: *bytes,
             characters: vec![NONE; POINTS],
         };
         if !merges.are_unique() {
@@ -56,8 +56,7 @@ impl Symbols {
             if origin.rank == NONE {
                 continue;
             }
-            let Some(right) = strings.get(origin.right)
-            else {
+            let Some(right) = strings.get(origin.right) else {
                 continue;
             };
             // What begins with a continuation byte goes on inside a character.
@@ -70,7 +69,10 @@ impl Symbols {
             *of_right = origin.rank.min(*of_right);
         }
         for id in 0..count as u32 {
-            let Some(text) = strings.get(id).filter(|bytes| (2..=3).contains(&bytes.len())) else {
+            let Some(text) = strings
+                .get(id)
+                .filter(|bytes| (2..=3).contains(&bytes.len()))
+            else {
                 continue;
             };
             let Ok(text) = str::from_utf8(text) else {

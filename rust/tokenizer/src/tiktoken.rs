@@ -79,7 +79,9 @@ fn read(model: &[u8]) -> Result<Vec<Vec<u8>>> {
         let damaged = |expected| Error::Line { number, expected };
         let place = line.iter().position(|&byte| byte == b' ');
         let (token, rank) = line.split_at(place.ok_or(damaged("a token, a space and a rank"))?);
-        let rank: Option<u64> = str::from_utf8(&rank[1..]).ok().and_then(|rank| rank.parse().ok());
+        let rank: Option<u64> = str::from_utf8(&rank[1..])
+            .ok()
+            .and_then(|rank| rank.parse().ok());
         if rank != Some(tokens.len() as u64) {
             return Err(damaged("the next rank, counted from 0"));
         }
@@ -107,7 +109,10 @@ fn read(model: &[u8]) -> Result<Vec<Vec<u8>>> {
 
 /// The bytes that base 64 with padding spells.
 fn from_base64(text: &[u8]) -> Option<Vec<u8>> {
-    let digits = text.strip_suffix(b"==").or(text.strip_suffix(b"=")).unwrap_or(text);
+    let digits = text
+        .strip_suffix(b"==")
+        .or(text.strip_suffix(b"="))
+        .unwrap_or(text);
     if !text.len().is_multiple_of(4) || digits.is_empty() {
         return None;
     }
@@ -155,7 +160,10 @@ fn last_pair(token: &[u8], id: u32, ranks: &HashMap<&[u8], u32>) -> Option<(u32,
     let &[start, middle, end] = &starts[..] else {
         return None;
     };
-    Some((*ranks.get(&token[start..middle])?, *ranks.get(&token[middle..end])?))
+    Some((
+        *ranks.get(&token[start..middle])?,
+        *ranks.get(&token[middle..end])?,
+    ))
 }
 
 fn read_controls(controls: &[Control], count: usize) -> Result<Vec<AddedToken>> {
@@ -217,9 +225,16 @@ mod tests {
 
     #[test]
     fn damaged_lines_are_named() {
-        for (text, line) in [("IQ== 0\nIg==\n", 2), ("IQ== 1", 1), ("IQ== 0\nIg== 1\n!!!! 2", 3)] {
+        for (text, line) in [
+            ("IQ== 0\nIg==\n", 2),
+            ("IQ== 1", 1),
+            ("IQ== 0\nIg== 1\n!!!! 2", 3),
+        ] {
             let error = read(text.as_bytes()).err();
-            assert!(matches!(error, Some(Error::Line { number, .. }) if number == line), "{text:?}");
+            assert!(
+                matches!(error, Some(Error::Line { number, .. }) if number == line),
+                "{text:?}"
+            );
         }
     }
 }

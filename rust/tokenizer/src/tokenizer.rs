@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
+use unicode_normalization_alignments::{IsNormalized, UnicodeNormalization, is_nfc_quick};
 
 use crate::added::{AddedToken, Matcher, Part};
 use crate::bytelevel::{byte_of, bytes_of, spell};
@@ -112,7 +112,7 @@ impl Tokenizer {
                 byte_tokens[byte as usize] = id;
             }
         }
-        let symbols = Symbols::new(byte_tokens, &merges, &bytes);
+        let symbols = Symbols::new(&byte_tokens, &merges, &bytes);
         let (whole, long_whole) = if ignore_merges {
             (Whole::all(&bytes), Some(LongWhole::all(&bytes)))
         } else {
@@ -146,20 +146,6 @@ impl Tokenizer {
                 byte_stand_ins[byte as usize] = id;
             }
         }
-        let passes = |keep: &dyn Fn(&AddedToken) -> bool| {
-            [false, true].map(|normalized| {
-                let kept = added
-                    .iter()
-                    .filter(|token| token.normalized == normalized && keep(token));
-                let found = kept.cloned().map(|mut token| {
-                    if normalized && composes {
-                        token.content = composed(&token.content).into_owned();
-                    }
-                    token
-                });
-                Matcher::new(found.collect())
-            })
-        };
         Ok(Self {
             splitter: pre_tokenizer,
             merges,
@@ -175,8 +161,8 @@ impl Tokenizer {
             bytes,
             special,
             literal,
-            all_added: passes(&|_| true),
-            text_added: passes(&AddedToken::is_text),
+            all_added: passes(&added, composes, |_| true),
+            text_added: passes(&added, composes, AddedToken::is_text),
             may_be_cut: !added.iter().any(AddedToken::touches_white_space),
             added,
         })
@@ -231,7 +217,11 @@ impl Tokenizer {
             first.split(text, &mut |part| match part {
                 Part::Token(id, _) => encoder.token(id),
                 Part::Text(text) => {
-                    let text = if self.composes { composed(text) } else { text.into() };
+                    let text = if self.composes {
+                        composed(text)
+                    } else {
+                        text.into()
+                    };
                     second.split(&text, &mut |part| match part {
                         Part::Token(id, _) => encoder.token(id),
                         Part::Text(text) => encoder.text(text),
@@ -318,10 +308,31 @@ impl Tokenizer {
     }
 }
 
-/// Normalization form C of a text.
+/// The two searches for those of the added tokens that pass: the not normalized, then the others.
+fn passes(
+    added: &[AddedToken],
+    composes: bool,
+    keep: impl Fn(&AddedToken) -> bool,
+) -> [Matcher; 2] {
+    [false, true].map(|normalized| {
+        let kept = added
+            .iter()
+            .filter(|token| token.normalized == normalized && keep(token));
+        let found = kept.cloned().map(|mut token| {
+            if normalized && composes {
+                token.content = composed(&token.content).into_owned();
+            }
+            token
+        });
+        Matcher::new(found.collect())
+    })
+}
+
+/// Normalization form C of a text, by the tables of the crate that Hugging Face `tokenizers` uses: they are those of an
+/// older Unicode version, and ids follow them.
 pub(crate) fn composed(text: &str) -> Cow<'_, str> {
     if text.is_ascii() || is_nfc_quick(text.chars()) == IsNormalized::Yes {
         return text.into();
     }
-    text.nfc().collect()
+    text.nfc().map(|(character, _)| character).collect()
 }

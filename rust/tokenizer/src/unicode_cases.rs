@@ -1,5 +1,6 @@
-//! Sets of letters, as runs: each value holds from its code point to the next entry's. 1: upper case, title case,
-//! modifiers, letters without case and marks; 2: lower case and the same others; 4: Han, which is in neither.
+//! Sets of letters, as runs: each value holds from its code point to the next entry's. 1: upper
+//! case, title case, modifiers, letters without case and marks; 2: lower case and the same others;
+//! 4: Han, which is in neither.
 //! Written by `tools/unicode_ranges.py` from `tokenizers` 0.23.3; do not edit.
 
 /// `(first code point, sets)`, ascending.

@@ -24,7 +24,11 @@ pub(crate) struct Whole {
 impl Whole {
     /// All tokens that merging reaches, of those that `strings` has the bytes of; none when that cannot be proved.
     pub(crate) fn new(merges: &Merges, strings: &Strings) -> Self {
-        let count = if merges.are_unique() { merges.count() } else { 0 };
+        let count = if merges.are_unique() {
+            merges.count()
+        } else {
+            0
+        };
         let lines = (count / 2).next_power_of_two().max(2);
         let mut whole = Self {
             lines: Lines::new(lines),
@@ -56,7 +60,10 @@ impl Whole {
             lines: Lines::new((count / 2).next_power_of_two().max(2)),
         };
         for id in 0..count as u32 {
-            if let Some(bytes) = strings.get(id).filter(|bytes| (1..=SHORT).contains(&bytes.len())) {
+            if let Some(bytes) = strings
+                .get(id)
+                .filter(|bytes| (1..=SHORT).contains(&bytes.len()))
+            {
                 whole.insert(Key::new(&last_window(bytes, 0), bytes.len()), id);
             }
         }
