@@ -182,7 +182,8 @@ class Tokenizer:
     def encode_to_numpy(self, text: str, *, parse_special: bool = True) -> npt.NDArray[np.int32]:
         """Return the ids of a text as a new, writable int32 array; else as `encode`."""
         try:
-            return np.frombuffer(self._core.encode_to_buffer(text, parse_special), _INT32)
+            ids = self._core.encode_to_buffer(text, parse_special)
+            return np.frombuffer(ids, _INT32)  # type: ignore[call-overload, no-any-return]
         except ValueError as error:
             raise _clear(error, text) from None
 
@@ -231,7 +232,8 @@ class Tokenizer:
             raise _clear_batch(error, batch) from None
         offsets = np.zeros(len(counts) + 1, np.int64)
         np.cumsum(counts, out=offsets[1:])
-        return np.frombuffer(data, _INT32), offsets
+        ids = np.frombuffer(data, _INT32)  # type: ignore[call-overload]
+        return ids, offsets
 
     def encode_file(
         self, path: str | os.PathLike[str], *, parse_special: bool = True, threads: int = 0
@@ -254,7 +256,7 @@ class Tokenizer:
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise TokenizerError(f"{os.fspath(path)}: {reason}") from None
-        return np.frombuffer(data, _INT32)
+        return np.frombuffer(data, _INT32)  # type: ignore[call-overload, no-any-return]
 
     def encode_bytes(self, data: bytes | bytearray | memoryview) -> list[int]:
         """Return ids that decode to exactly these bytes, UTF-8 or not.

@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use abyssal_tokenizer::Error;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
-use pyo3::types::{PyByteArray, PyBytes};
+use pyo3::types::PyBytes;
 
 use crate::error::BindError;
-use crate::map::FileBytes;
+use crate::map::{FileBytes, IdBuffer};
 use crate::{guard, run};
 
 /// Inputs below this many bytes take less time than releasing the interpreter and looking for Ctrl-C are worth.
@@ -80,20 +80,15 @@ impl From<Placed> for BindError {
     }
 }
 
-/// Ids as the bytes of an int32 array, lists end to end.
-fn buffer<'py>(py: Python<'py>, lists: &[Vec<u32>]) -> Result<Bound<'py, PyByteArray>, BindError> {
-    let count: usize = lists.iter().map(Vec::len).sum();
-    Ok(PyByteArray::new_with(py, count * 4, |bytes| {
-        let (mut words, _) = bytes.as_chunks_mut::<4>();
-        for list in lists {
-            let (own, rest) = words.split_at_mut(list.len());
-            for (word, id) in own.iter_mut().zip(list) {
-                *word = id.to_ne_bytes();
-            }
-            words = rest;
-        }
-        Ok(())
-    })?)
+/// Lists end to end, as a buffer.
+fn buffer(mut lists: Vec<Vec<u32>>) -> IdBuffer {
+    let rest = lists.split_off(lists.len().min(1));
+    let mut ids = lists.pop().unwrap_or_default();
+    ids.reserve_exact(rest.iter().map(Vec::len).sum());
+    for list in rest {
+        ids.extend_from_slice(&list);
+    }
+    IdBuffer::new(ids)
 }
 
 /// Byte-level BPE of a `tokenizer.json`; `abyssal.Tokenizer` is its public face.
@@ -183,13 +178,13 @@ impl Tokenizer {
 
     /// The ids of a text as the bytes of an int32 array.
     #[pyo3(signature = (text, parse_special=true))]
-    fn encode_to_buffer<'py>(
+    fn encode_to_buffer(
         &self,
-        py: Python<'py>,
+        py: Python<'_>,
         text: &str,
         parse_special: bool,
-    ) -> Result<Bound<'py, PyByteArray>, BindError> {
-        buffer(py, &[self.ids(py, text, parse_special)?])
+    ) -> Result<IdBuffer, BindError> {
+        Ok(IdBuffer::new(self.ids(py, text, parse_special)?))
     }
 
     /// The ids of several texts.
@@ -206,27 +201,27 @@ impl Tokenizer {
 
     /// The ids of several texts as the bytes of an int32 array, and how many each has.
     #[pyo3(signature = (texts, parse_special=true, threads=0))]
-    fn encode_batch_to_buffer<'py>(
+    fn encode_batch_to_buffer(
         &self,
-        py: Python<'py>,
+        py: Python<'_>,
         texts: Vec<PyBackedStr>,
         parse_special: bool,
         threads: usize,
-    ) -> Result<(Bound<'py, PyByteArray>, Vec<usize>), BindError> {
+    ) -> Result<(IdBuffer, Vec<usize>), BindError> {
         let lists = self.many(py, &texts, parse_special, threads)?;
         let counts = lists.iter().map(Vec::len).collect();
-        Ok((buffer(py, &lists)?, counts))
+        Ok((buffer(lists), counts))
     }
 
     /// The ids of a file's text as the bytes of an int32 array. The file is mapped, not read.
     #[pyo3(signature = (path, parse_special=true, threads=0))]
-    fn encode_file_to_buffer<'py>(
+    fn encode_file_to_buffer(
         &self,
-        py: Python<'py>,
+        py: Python<'_>,
         path: PathBuf,
         parse_special: bool,
         threads: usize,
-    ) -> Result<Bound<'py, PyByteArray>, BindError> {
+    ) -> Result<IdBuffer, BindError> {
         let lists = run(py, || {
             let bytes = FileBytes::open(&path, true).map_err(PyErr::from)?;
             let text = str::from_utf8(bytes.as_slice()).map_err(|error| {
@@ -239,7 +234,7 @@ impl Tokenizer {
                 lists.map_err(|(_, error)| error)
             })
         })?;
-        buffer(py, &lists)
+        Ok(buffer(lists))
     }
 
     /// The ids of any bytes; no added token is recognized.

@@ -133,17 +133,15 @@ impl Tokenizer {
                 }
             });
         }
-        let mut all: Vec<Vec<u32>> = vec![Vec::new(); texts.len()];
+        let mut parts: Vec<Vec<Vec<u32>>> = vec![Vec::new(); texts.len()];
         for (job, done) in jobs.iter().zip(done) {
             let ids = done.unwrap_or(Err(Error::Interrupted));
-            let ids = ids.map_err(|error| (job.text, error))?;
-            let whole = &mut all[job.text];
-            if whole.is_empty() {
-                *whole = ids;
-            } else {
-                whole.extend_from_slice(&ids);
-            }
+            parts[job.text].push(ids.map_err(|error| (job.text, error))?);
         }
-        Ok(all)
+        let all = parts.into_iter().map(|mut parts| match &mut parts[..] {
+            [only] => std::mem::take(only),
+            _ => parts.concat(),
+        });
+        Ok(all.collect())
     }
 }

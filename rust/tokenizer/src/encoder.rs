@@ -6,7 +6,9 @@ use crate::error::{Error, Result};
 use crate::merges::NONE;
 use crate::pretokenize::PreTokenizer;
 use crate::simd::{self, Window};
+use crate::staged::Staged;
 use crate::tokenizer::{Stop, Tokenizer};
+use crate::whole::Whole;
 
 /// Longest piece that is merged: its places are counted in 32 bits.
 const MAX_MERGED: usize = (NONE - 1) as usize;
@@ -34,7 +36,13 @@ impl<'a> Ids<'a> {
     /// `bytes` is the length of the text, for a first guess.
     pub(crate) fn new(list: &'a mut Vec<u32>, bytes: usize) -> Self {
         let length = list.len();
-        list.resize(length + bytes / 3 + 4, 0);
+        let wanted = length + bytes / 3 + 4;
+        if list.capacity() == 0 {
+            // Zeroed memory from the system is not written twice.
+            *list = vec![0; wanted];
+        } else {
+            list.resize(wanted, 0);
+        }
         Self { list, length }
     }
 
@@ -110,14 +118,52 @@ struct Waiting {
     hash: u64,
 }
 
+impl Waiting {
+    /// The piece `text[place.0..place.1]`, which `window` begins with. The memory that looking it up will read is asked
+    /// for; that of `whole` too where it is given.
+    #[inline(always)]
+    fn new(
+        cache: &Cache,
+        whole: Option<&Whole>,
+        text: &[u8],
+        (start, end): (usize, usize),
+        window: &Window,
+    ) -> Self {
+        let length = end - start;
+        let (key, hash);
+        if length <= SHORT {
+            key = Key::new(window, length);
+            hash = key.hash();
+            cache.prefetch_short(hash);
+            if let Some(whole) = whole {
+                whole.prefetch(hash);
+            }
+        } else {
+            key = Key::default();
+            hash = if length <= LONG {
+                Cache::hash_of(&text[start..end])
+            } else {
+                0
+            };
+            cache.prefetch_long(hash);
+        }
+        Self {
+            start,
+            end,
+            key,
+            hash,
+        }
+    }
+}
+
 /// One call's state. After an error every method returns false and does nothing.
 pub(crate) struct Encoder<'a, S> {
     tokenizer: &'a Tokenizer,
     cache: &'a mut Cache,
     stop: Stop<'a>,
     sink: &'a mut S,
-    waiting: [Waiting; BATCH],
-    count: usize,
+    /// Pieces of a line.
+    pieces: Vec<(usize, usize)>,
     /// The pieces before held a new one, so the next may.
     expects_news: bool,
     symbols: Vec<u32>,
@@ -137,8 +183,7 @@ impl<'a, S: Sink> Encoder<'a, S> {
             cache,
             stop,
             sink,
-            waiting: [Waiting::default(); BATCH],
-            count: 0,
+            pieces: Vec::new(),
             expects_news: true,
             symbols: Vec::new(),
             unpolled: 0,
@@ -171,16 +216,8 @@ impl<'a, S: Sink> Encoder<'a, S> {
                     self.stretch(bytes, at, end, |a, b, c| it.next(a, b, c))
                 }
                 PreTokenizer::Cased(it) => self.stretch(bytes, at, end, |a, b, c| it.next(a, b, c)),
-                PreTokenizer::Staged(staged) => {
-                    while at < end {
-                        at = staged.next_line(bytes, at, &mut |from, to| {
-                            self.push(bytes, from, to, &simd::last_window(bytes, from));
-                        });
-                    }
-                    at
-                }
+                PreTokenizer::Staged(staged) => self.lines(staged, bytes, at, end),
             };
-            self.look_up(bytes);
             self.poll(at - start);
         }
         self.result.is_ok()
@@ -195,18 +232,45 @@ impl<'a, S: Sink> Encoder<'a, S> {
         end: usize,
         next: impl Fn(&[u8], usize, &Window) -> usize,
     ) -> usize {
+        let mut waiting = [Waiting::default(); BATCH];
         while at < end {
-            let padded;
-            let window = if let Some(window) = text[at..].first_chunk() {
-                window
-            } else {
-                padded = simd::last_window(text, at);
-                &padded
-            };
-            let piece_end = next(text, at, window);
-            self.push(text, at, piece_end, window);
-            at = piece_end;
+            let mut count = 0;
+            let whole = self.expects_news.then_some(&self.tokenizer.whole);
+            while count < BATCH && at < end {
+                let padded;
+                let window = if let Some(window) = text[at..].first_chunk() {
+                    window
+                } else {
+                    padded = simd::last_window(text, at);
+                    &padded
+                };
+                let piece_end = next(text, at, window);
+                waiting[count] = Waiting::new(self.cache, whole, text, (at, piece_end), window);
+                count += 1;
+                at = piece_end;
+            }
+            self.look_up(text, &waiting[..count]);
         }
+        at
+    }
+
+    /// The pieces of the lines that start in `text[at..end]`; returns where the last one ends.
+    fn lines(&mut self, staged: &Staged, text: &[u8], mut at: usize, end: usize) -> usize {
+        let mut pieces = std::mem::take(&mut self.pieces);
+        while at < end {
+            pieces.clear();
+            at = staged.next_line(text, at, &mut |from, to| pieces.push((from, to)));
+            let mut waiting = [Waiting::default(); BATCH];
+            for batch in pieces.chunks(BATCH) {
+                let whole = self.expects_news.then_some(&self.tokenizer.whole);
+                for (slot, &(from, to)) in waiting.iter_mut().zip(batch) {
+                    let window = simd::last_window(text, from);
+                    *slot = Waiting::new(self.cache, whole, text, (from, to), &window);
+                }
+                self.look_up(text, &waiting[..batch.len()]);
+            }
+        }
+        self.pieces = pieces;
         at
     }
 
@@ -219,51 +283,17 @@ impl<'a, S: Sink> Encoder<'a, S> {
         false
     }
 
-    /// Lets `text[start..end]` wait, which `window` begins with.
-    #[inline(always)]
-    fn push(&mut self, text: &[u8], start: usize, end: usize, window: &Window) {
-        let length = end - start;
-        let (key, hash);
-        if length <= SHORT {
-            key = Key::new(window, length);
-            hash = key.hash();
-            self.cache.prefetch_short(hash);
-            if self.expects_news {
-                self.tokenizer.whole.prefetch(hash);
-            }
-        } else {
-            key = Key::default();
-            hash = if length <= LONG {
-                Cache::hash_of(&text[start..end])
-            } else {
-                0
-            };
-            self.cache.prefetch_long(hash);
-        }
-        self.waiting[self.count % BATCH] = Waiting {
+    /// Finds the tokens of all pieces that wait.
+    #[inline(never)]
+    fn look_up(&mut self, text: &[u8], waiting: &[Waiting]) {
+        let mut news = 0;
+        for &Waiting {
             start,
             end,
             key,
             hash,
-        };
-        self.count += 1;
-        if self.count == BATCH {
-            self.look_up(text);
-        }
-    }
-
-    /// Finds the tokens of all pieces that wait.
-    #[inline(never)]
-    fn look_up(&mut self, text: &[u8]) {
-        let count = std::mem::take(&mut self.count).min(BATCH);
-        let mut news = 0;
-        for place in 0..count {
-            let Waiting {
-                start,
-                end,
-                key,
-                hash,
-            } = self.waiting[place];
+        } in waiting
+        {
             if end - start > SHORT {
                 self.long_piece(&text[start..end], hash);
                 continue;

@@ -385,10 +385,7 @@ pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    pub(crate) fn split_with<'a>(
-        text: &'a str,
-        next: impl Fn(&[u8], usize) -> usize,
-    ) -> Vec<&'a str> {
+    pub(crate) fn split_with(text: &str, next: impl Fn(&[u8], usize) -> usize) -> Vec<&str> {
         let mut pieces = Vec::new();
         let mut start = 0;
         while start < text.len() {

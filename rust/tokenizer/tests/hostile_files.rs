@@ -4,6 +4,11 @@
 //! is none of the six families' is a case that once went wrong. `ABYSSAL_FUZZ_SECONDS=600` goes on for ten minutes; what
 //! fails is written into the system's folder for temporary files.
 
+#![allow(
+    clippy::expect_used,
+    reason = "a test may fail where its files cannot be read"
+)]
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
