@@ -7,6 +7,8 @@ from typing import Any, Final, final
 
 __all__ = [
     "DecodeStream",
+    "EncodeStream",
+    "IdBuffer",
     "OutOfPages",
     "PageCache",
     "SavedPrefix",

@@ -128,3 +128,24 @@ def read_chat_template(folder: Path, config: dict[str, Any]) -> str | None:
         named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
         template = named.get("default")
     return template if isinstance(template, str) else None
+
+
+def named_token(config: dict[str, Any], key: str) -> str | None:
+    """Return the text of a special token that a configuration names, or None."""
+    # A token is written as its text, or as an object that holds it.
+    value = config.get(key)
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def id_of(core: _core.Tokenizer, key: str, token: str | None, *, needed: bool) -> int | None:
+    """Return the id of a special token, or None.
+
+    Raises:
+        TokenizerError: it is needed and has none.
+    """
+    found = None if token is None else core.token_to_id(token)
+    if needed and found is None:
+        raise TokenizerError(f"add_{key} is true, but {key} is {token!r}, which has no id")
+    return found
