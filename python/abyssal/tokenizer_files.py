@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +45,25 @@ def load_core(path: Path) -> _core.Tokenizer:
         data = path.read_bytes()
     except OSError as error:
         raise TokenizerError(f"{path}: {error.strerror or error}") from None
-    try:
-        if path.name == RANKS_FILE:
-            return _core.Tokenizer.from_tiktoken(data, _controls(path.parent, data))
+    if path.name == RANKS_FILE:
+        controls = _controls(path.parent, data)
+        with _named(path):
+            return _core.Tokenizer.from_tiktoken(data, controls)
+    with _named(path):
         return _core.Tokenizer.from_json(data)
+
+
+def read_json(data: bytes) -> _core.Tokenizer:
+    """Read the content of a ``tokenizer.json``; errors are those of `load_core`."""
+    with _named("tokenizer.json"):
+        return _core.Tokenizer.from_json(data)
+
+
+@contextmanager
+def _named(path: Path | str) -> Iterator[None]:
+    """Turn what reading a file's content raises into the package's own, naming the file."""
+    try:
+        yield
     except ValueError as error:
         unsupported = str(error).startswith("unsupported tokenizer")
         kind = UnsupportedTokenizerError if unsupported else TokenizerError

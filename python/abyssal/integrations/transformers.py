@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from abyssal import _core
 from abyssal.tokenizer import Tokenizer
+from abyssal.tokenizer_files import read_json
 
 __all__ = ["FastTokenizer", "patch_tokenizer"]
 
@@ -58,7 +58,7 @@ def patch_tokenizer(tokenizer: Any) -> Any:  # noqa: ANN401  transformers' class
         raise TypeError(f"a {type(tokenizer).__name__} is no fast tokenizer of transformers")
     if hasattr(type(tokenizer), "_abyssal_kind"):
         return tokenizer
-    core = _core.Tokenizer.from_json(backend.to_str().encode())
+    core = read_json(backend.to_str().encode())
     before, after = _frame(backend)
     kind = type(tokenizer)
 
