@@ -1,11 +1,13 @@
 //! One call's work: pieces to tokens, through the cache or by merging, into whatever the caller wants of them.
 
+use crate::blocks;
 use crate::bpe;
 use crate::cache::{Cache, INLINE, Key, LONG, SHORT};
 use crate::error::{Error, Result};
 use crate::merges::NONE;
+use crate::modern::Modern;
 use crate::pretokenize::PreTokenizer;
-use crate::simd::{self, Window};
+use crate::simd::{self, BLOCK, Window};
 use crate::staged::Staged;
 use crate::tokenizer::{Stop, Tokenizer};
 use crate::whole::Whole;
@@ -209,9 +211,7 @@ impl<'a, S: Sink> Encoder<'a, S> {
             let end = bytes.len().min(at + POLL_INTERVAL);
             let tokenizer = self.tokenizer;
             at = match &tokenizer.splitter {
-                PreTokenizer::Modern(it) => {
-                    self.stretch(bytes, at, end, |a, b, c| it.next(a, b, c))
-                }
+                PreTokenizer::Modern(it) => self.blocks(it, bytes, at, end),
                 PreTokenizer::Classic(it) => {
                     self.stretch(bytes, at, end, |a, b, c| it.next(a, b, c))
                 }
@@ -221,6 +221,59 @@ impl<'a, S: Sink> Encoder<'a, S> {
             self.poll(at - start);
         }
         self.result.is_ok()
+    }
+
+    /// As `stretch`, with blocks of ASCII text all at once.
+    fn blocks(&mut self, modern: &Modern, text: &[u8], mut at: usize, end: usize) -> usize {
+        let mut waiting = [Waiting::default(); BATCH + BLOCK];
+        while at < end {
+            let mut count = 0;
+            let whole = self.expects_news.then_some(&self.tokenizer.whole);
+            while count < BATCH && at < end {
+                let padded;
+                let window = if let Some(view) = text[at..].first_chunk::<{ BLOCK + 16 }>() {
+                    let (half, _) = view
+                        .split_first_chunk()
+                        .unwrap_or((&[0x80; BLOCK / 2], &[]));
+                    if simd::is_ascii(half) {
+                        let (block, _) = view.split_first_chunk().unwrap_or((&[0; BLOCK], &[]));
+                        let starts = blocks::starts(&simd::classify(block));
+                        let mut rest = starts & starts.wrapping_sub(1);
+                        if rest != 0 {
+                            let base = at;
+                            while rest != 0 {
+                                let place = at - base;
+                                let next = rest.trailing_zeros() as usize;
+                                let (_, tail) = view.split_at(place);
+                                let window = tail.first_chunk().unwrap_or(&[0; 16]);
+                                waiting[count] = Waiting::new(
+                                    self.cache,
+                                    whole,
+                                    text,
+                                    (at, base + next),
+                                    window,
+                                );
+                                count += 1;
+                                at = base + next;
+                                rest &= rest - 1;
+                            }
+                            continue;
+                        }
+                    }
+                    let (window, _) = view.split_first_chunk().unwrap_or((&[0; 16], &[]));
+                    window
+                } else {
+                    padded = simd::last_window(text, at);
+                    &padded
+                };
+                let piece_end = modern.next(text, at, window);
+                waiting[count] = Waiting::new(self.cache, whole, text, (at, piece_end), window);
+                count += 1;
+                at = piece_end;
+            }
+            self.look_up(text, &waiting[..count]);
+        }
+        at
     }
 
     /// The pieces that start in `text[at..end]`; returns where the last one ends.

@@ -11,6 +11,7 @@
 
 mod added;
 mod batch;
+mod blocks;
 mod bpe;
 mod bytelevel;
 mod cache;

@@ -69,6 +69,43 @@ pub(crate) fn letters(window: &Window) -> Kinds {
     return portable::letters(window);
 }
 
+/// Bytes of a block.
+pub(crate) const BLOCK: usize = 64;
+
+/// One bit for each byte of a block, the first lowest; none for what is not ASCII or a control.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Masks {
+    pub(crate) letters: u64,
+    pub(crate) digits: u64,
+    /// `[\r\n]`
+    pub(crate) newlines: u64,
+    pub(crate) spaces: u64,
+    /// Spaces, tabs, vertical tabs and form feeds.
+    pub(crate) blanks: u64,
+    /// Punctuation and symbols.
+    pub(crate) marks: u64,
+}
+
+/// The kinds of all bytes of a block.
+#[inline(always)]
+pub(crate) fn classify(block: &[u8; BLOCK]) -> Masks {
+    #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
+    // SAFETY: the target has SSE2, says the line above.
+    return unsafe { sse2::classify(block) };
+    #[cfg(not(all(target_arch = "x86_64", target_feature = "sse2")))]
+    return portable::classify(block);
+}
+
+/// True when the 32 bytes are ASCII.
+#[inline(always)]
+pub(crate) fn is_ascii(block: &[u8; BLOCK / 2]) -> bool {
+    let (words, _) = block.as_chunks::<8>();
+    let all = words
+        .iter()
+        .fold(0, |all, word| all | u64::from_ne_bytes(*word));
+    all & 0x8080_8080_8080_8080 == 0
+}
+
 /// `[A-Z]`
 #[inline(always)]
 pub(crate) fn upper(window: &Window) -> u32 {
@@ -121,7 +158,7 @@ pub(crate) fn newlines(window: &Window) -> u32 {
 
 #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
 mod sse2 {
-    use super::{Kinds, Window};
+    use super::{BLOCK, Kinds, Masks, Window};
     use std::arch::x86_64::{
         __m128i, _mm_add_epi8, _mm_cmpeq_epi8, _mm_cmplt_epi8, _mm_loadu_si128, _mm_movemask_epi8,
         _mm_or_si128, _mm_set1_epi8,
@@ -147,6 +184,31 @@ mod sse2 {
     #[target_feature(enable = "sse2")]
     fn mask(bytes: __m128i) -> u32 {
         _mm_movemask_epi8(bytes) as u32
+    }
+
+    #[inline]
+    #[target_feature(enable = "sse2")]
+    pub(super) fn classify(block: &[u8; BLOCK]) -> Masks {
+        let (windows, _) = block.as_chunks::<16>();
+        let mut masks = Masks::default();
+        let mut visible = 0;
+        for (place, window) in windows.iter().enumerate() {
+            let bytes = load(window);
+            let set = |of: __m128i, all: &mut u64| {
+                *all |= u64::from(mask(of)) << (16 * place);
+            };
+            let is = |byte: u8| _mm_cmpeq_epi8(bytes, _mm_set1_epi8(byte as i8));
+            let lower = _mm_or_si128(bytes, _mm_set1_epi8(0x20));
+            set(range(lower, b'a', 26), &mut masks.letters);
+            set(range(bytes, b'0', 10), &mut masks.digits);
+            set(range(bytes, 0x21, 0x5e), &mut visible);
+            set(is(b' '), &mut masks.spaces);
+            set(range(bytes, b'\t', 5), &mut masks.blanks);
+            set(_mm_or_si128(is(b'\n'), is(b'\r')), &mut masks.newlines);
+        }
+        masks.marks = visible & !(masks.letters | masks.digits);
+        masks.blanks = masks.blanks & !masks.newlines | masks.spaces;
+        masks
     }
 
     #[inline]
@@ -198,13 +260,28 @@ mod sse2 {
 
 #[cfg(any(test, not(all(target_arch = "x86_64", target_feature = "sse2"))))]
 mod portable {
-    use super::{Kinds, Window};
+    use super::{BLOCK, Kinds, Masks, Window};
 
     #[inline(always)]
     fn mask(window: &Window, is: impl Fn(u8) -> bool) -> u32 {
         window.iter().enumerate().fold(0, |bits, (place, &byte)| {
             bits | u32::from(is(byte)) << place
         })
+    }
+
+    pub(super) fn classify(block: &[u8; BLOCK]) -> Masks {
+        let all = |is: &dyn Fn(u8) -> bool| {
+            let bit = |(place, &byte): (usize, &u8)| u64::from(is(byte)) << place;
+            block.iter().enumerate().map(bit).sum()
+        };
+        Masks {
+            letters: all(&|byte| byte.is_ascii_alphabetic()),
+            digits: all(&|byte| byte.is_ascii_digit()),
+            newlines: all(&|byte| matches!(byte, b'\r' | b'\n')),
+            spaces: all(&|byte| byte == b' '),
+            blanks: all(&|byte| matches!(byte, b' ' | b'\t' | 0x0b | 0x0c)),
+            marks: all(&|byte| byte.is_ascii_punctuation()),
+        }
     }
 
     pub(super) fn letters(window: &Window) -> Kinds {
@@ -247,6 +324,9 @@ mod tests {
                     let mut window = [fill; 16];
                     window[place] = byte;
                     assert_eq!(letters(&window), portable::letters(&window));
+                    let mut block = [fill; BLOCK];
+                    block[4 * place] = byte;
+                    assert_eq!(classify(&block), portable::classify(&block));
                     assert_eq!(upper(&window), portable::upper(&window));
                     assert_eq!(visible(&window), portable::visible(&window));
                     assert_eq!(digits(&window), portable::digits(&window));
