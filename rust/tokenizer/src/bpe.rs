@@ -32,16 +32,18 @@ type Candidate = Reverse<(u32, u32)>;
 
 /// Merges `symbols` in place as far as the list of merges allows; false when `stop` asked to give up.
 ///
-/// `longest` is the number of symbols of the longest token.
+/// `longest` is the number of symbols of the longest token; `first` tells the rank of the symbols at a place and behind
+/// it, as `Merges::rank` does.
 pub(crate) fn apply(
     merges: &Merges,
     symbols: &mut Vec<u32>,
     longest: usize,
+    first: impl Fn(&[u32], usize) -> u32,
     stop: &mut dyn FnMut() -> bool,
 ) -> bool {
     let window = WINDOW.max(longest.saturating_mul(4));
     if symbols.len() <= SCAN_LIMIT {
-        by_scan(merges, symbols);
+        by_scan(merges, symbols, first);
         true
     } else if symbols.len() > window && merges.are_unique() {
         by_windows(merges, symbols, window, stop)
@@ -60,7 +62,7 @@ fn key(rank: u32, place: usize) -> u32 {
     }
 }
 
-fn by_scan(merges: &Merges, symbols: &mut Vec<u32>) {
+fn by_scan(merges: &Merges, symbols: &mut Vec<u32>, first: impl Fn(&[u32], usize) -> u32) {
     let count = symbols.len();
     if count < 2 {
         return;
@@ -72,8 +74,8 @@ fn by_scan(merges: &Merges, symbols: &mut Vec<u32>) {
         next[place] = (place + 1) as u8;
         previous[place] = place.wrapping_sub(1) as u8;
     }
-    for (place, pair) in symbols.windows(2).enumerate() {
-        keys[place] = key(merges.rank(pair[0], pair[1]), place);
+    for (place, slot) in keys[..count - 1].iter_mut().enumerate() {
+        *slot = key(first(symbols, place), place);
     }
     let rows = (count - 1).div_ceil(8);
     let (chunks, _) = keys.as_chunks_mut::<8>();
@@ -323,7 +325,9 @@ mod tests {
             prop_assert_eq!(&by_heap_result, &expected);
             if symbols.len() <= SCAN_LIMIT {
                 let mut by_scan_result = symbols;
-                by_scan(&table, &mut by_scan_result);
+                by_scan(&table, &mut by_scan_result, |symbols, at| {
+                    table.rank(symbols[at], symbols[at + 1])
+                });
                 prop_assert_eq!(&by_scan_result, &expected);
             }
         }
@@ -362,10 +366,12 @@ mod tests {
     #[test]
     fn a_long_piece_stops_when_asked() {
         let (table, _) = build(&[(0, 0, 1)]);
+        let unused = |_: &[u32], _| NONE;
         assert!(!apply(
             &table,
             &mut vec![0; 4 * POLL_INTERVAL],
             2,
+            unused,
             &mut || true
         ));
         assert!(!by_heap(

@@ -20,8 +20,12 @@ pub(crate) const SHORT: usize = 15;
 pub(crate) const INLINE: usize = 4;
 /// Longest piece of the second part.
 pub(crate) const LONG: usize = 255;
-/// Lines to begin with: half a megabyte, which a processor's second cache holds.
-const FIRST_LINES: usize = 1 << 13;
+/// Bytes of text that a line is expected to be enough for, until it proves otherwise.
+const LINE_PER_BYTES: usize = 64;
+/// Most lines to begin with: two megabytes.
+const MOST_FIRST_LINES: usize = 1 << 15;
+/// Slots to begin with.
+const FIRST_SLOTS: usize = 1 << 10;
 /// How many slots a long piece may be away from its own.
 const REACH: usize = 4;
 const LENGTH_SHIFT: u32 = 56;
@@ -110,26 +114,30 @@ pub(crate) struct Cache {
     forgotten: usize,
     /// Hash, places of the bytes and of the tokens, length and count; a length of 0 is a free slot.
     slots: Vec<[u32; 4]>,
-    slot_mask: usize,
+    most_slots: usize,
+    /// Slots taken since there are so many.
+    taken: usize,
     bytes: Vec<u8>,
     tokens: Vec<u32>,
     most_bytes: usize,
 }
 
 impl Cache {
-    /// A cache of at most `size` bytes: a third for short pieces, which begin with less; a sixth for slots; a quarter
-    /// each for bytes and tokens.
-    fn new(size: usize) -> Self {
+    /// A cache of at most `size` bytes, a third for short pieces, a sixth for slots, a quarter each for bytes and tokens;
+    /// at first as much as a text of `expected` bytes is likely to need.
+    fn new(size: usize, expected: usize) -> Self {
         let power = |count: usize| 1_usize << (usize::BITS - 1 - count.max(1).leading_zeros());
         let most_lines = power(size / 3 / (8 * LINE)).max(2);
-        let lines = most_lines.min(FIRST_LINES);
-        let slots = power(size / 6 / 16);
+        let lines = power(expected / LINE_PER_BYTES).clamp(2, most_lines.min(MOST_FIRST_LINES));
+        let most_slots = power(size / 6 / 16);
+        let slots = most_slots.min(FIRST_SLOTS);
         Self {
             lines: Lines::new(lines),
             most_lines,
             forgotten: 0,
             slots: vec![[0; 4]; slots],
-            slot_mask: slots - 1,
+            most_slots,
+            taken: 0,
             bytes: Vec::new(),
             tokens: Vec::new(),
             most_bytes: size / 4,
@@ -138,7 +146,7 @@ impl Cache {
 
     /// A cache for one call.
     pub(crate) fn small() -> Self {
-        Self::new(1 << 14)
+        Self::new(1 << 14, 1 << 14)
     }
 
     /// Asks for the memory that `short` will read.
@@ -150,7 +158,7 @@ impl Cache {
     /// Asks for the memory that `long` will read first.
     #[inline(always)]
     pub(crate) fn prefetch_long(&self, hash: u64) {
-        simd::prefetch(&self.slots[hash as usize & self.slot_mask]);
+        simd::prefetch(&self.slots[hash as usize & (self.slots.len() - 1)]);
     }
 
     /// The tokens of a short piece and how many there are.
@@ -263,7 +271,7 @@ impl Cache {
     pub(crate) fn long(&self, hash: u64, piece: &[u8]) -> Option<&[u32]> {
         for step in 0..REACH {
             let [tag, bytes, tokens, sizes] =
-                self.slots[(hash as usize).wrapping_add(step) & self.slot_mask];
+                self.slots[(hash as usize).wrapping_add(step) & (self.slots.len() - 1)];
             if sizes == 0 {
                 return None;
             }
@@ -287,6 +295,7 @@ impl Cache {
             || (self.tokens.len() + tokens.len()) * 4 > self.most_bytes;
         if full {
             self.slots.fill([0; 4]);
+            self.taken = 0;
             self.bytes.clear();
             self.tokens.clear();
         }
@@ -300,10 +309,34 @@ impl Cache {
         ];
         self.bytes.extend_from_slice(piece);
         self.tokens.extend_from_slice(tokens);
-        let at = |step: usize| (hash as usize).wrapping_add(step) & self.slot_mask;
+        if self.taken > self.slots.len() / 2 && self.slots.len() < self.most_slots {
+            self.double_slots();
+        }
+        self.take_slot(hash, slot);
+    }
+
+    /// Writes a slot where its hash wants it, over another when all places are taken.
+    fn take_slot(&mut self, hash: u64, slot: [u32; 4]) {
+        let at = |step: usize| (hash as usize).wrapping_add(step) & (self.slots.len() - 1);
         let free = (0..REACH).map(at).find(|&at| self.slots[at][3] == 0);
-        let at = free.unwrap_or_else(|| at(self.bytes.len() % REACH));
+        self.taken += usize::from(free.is_some());
+        let at = free.unwrap_or_else(|| at(slot[1] as usize % REACH));
         self.slots[at] = slot;
+    }
+
+    /// Twice as many slots, with what they point at.
+    #[cold]
+    fn double_slots(&mut self) {
+        let slots = vec![[0; 4]; self.slots.len() * 2];
+        let old = std::mem::replace(&mut self.slots, slots);
+        self.taken = 0;
+        for slot in old.into_iter().filter(|slot| slot[3] != 0) {
+            let start = slot[1] as usize;
+            let piece = self.bytes.get(start..start + (slot[3] & 0xffff) as usize);
+            if let Some(hash) = piece.map(Self::hash_of) {
+                self.take_slot(hash, slot);
+            }
+        }
     }
 
     /// Bytes of memory taken.
@@ -344,8 +377,8 @@ impl Pool {
         }
     }
 
-    /// A cache that is free, allocated now if it never was.
-    pub(crate) fn lend(&self) -> Option<Lent<'_>> {
+    /// A cache that is free, allocated now if it never was, for a text of `expected` bytes.
+    pub(crate) fn lend(&self, expected: usize) -> Option<Lent<'_>> {
         self.caches.iter().find_map(|(size, cache)| {
             let mut lent = match cache.try_lock() {
                 Ok(lent) => lent,
@@ -358,7 +391,7 @@ impl Pool {
                 }
                 Err(TryLockError::WouldBlock) => return None,
             };
-            lent.get_or_insert_with(|| Box::new(Cache::new(*size)));
+            lent.get_or_insert_with(|| Box::new(Cache::new(*size, expected)));
             Some(lent)
         })
     }
@@ -411,7 +444,7 @@ mod tests {
         fn what_is_found_is_what_was_learnt(
             pieces in prop::collection::vec(prop::collection::vec(0_u8..3, 1..40), 1..300),
         ) {
-            let mut cache = Cache::new(16 << 10);
+            let mut cache = Cache::new(16 << 10, 1 << 10);
             let mut known = HashSet::new();
             for piece in pieces {
                 let expected = tokens_of(&piece);
@@ -439,7 +472,7 @@ mod tests {
     #[test]
     fn memory_stays_within_its_limit_whatever_is_learnt() {
         let size = 1 << 16;
-        let mut cache = Cache::new(size);
+        let mut cache = Cache::new(size, 0);
         for number in 0..100_000_u32 {
             let piece = number.to_le_bytes().repeat(4 + number as usize % 60);
             cache.learn_long(Cache::hash_of(&piece), &piece, &tokens_of(&piece));
@@ -451,10 +484,10 @@ mod tests {
     fn a_pool_lends_each_cache_once_and_no_more_than_it_has() {
         let pool = Pool::new();
         let count = SIZES.iter().map(|size| size.0).sum::<usize>();
-        let lent: Vec<_> = std::iter::from_fn(|| pool.lend()).collect();
+        let lent: Vec<_> = std::iter::from_fn(|| pool.lend(1000)).collect();
         assert_eq!(lent.len(), count);
         drop(lent);
-        assert!(pool.lend().is_some());
+        assert!(pool.lend(1000).is_some());
         assert!(pool.size() <= CACHE_BYTES);
     }
 }

@@ -420,15 +420,24 @@ impl<'a, S: Sink> Encoder<'a, S> {
             self.result = Err(Error::PieceTooLong { length, limit });
         } else if let Err(byte) = tokenizer.symbols.start(piece, &mut self.symbols) {
             self.result = Err(Error::MissingByte { byte });
-        } else if !bpe::apply(
-            &tokenizer.merges,
-            &mut self.symbols,
-            tokenizer.longest,
-            self.stop,
-        ) {
+        } else if !self.apply(piece) {
             self.result = Err(Error::Interrupted);
         }
         self.result.is_ok()
+    }
+
+    /// Merges `symbols`, those of `piece`.
+    fn apply(&mut self, piece: &[u8]) -> bool {
+        let tokenizer = self.tokenizer;
+        let (merges, symbols) = (&tokenizer.merges, &mut self.symbols);
+        // An ASCII piece has a symbol for each character, and ranks of its own near at hand.
+        if piece.is_ascii() {
+            let rank = |_: &[u32], at: usize| tokenizer.symbols.ascii_rank(piece, at);
+            bpe::apply(merges, symbols, tokenizer.longest, rank, self.stop)
+        } else {
+            let rank = |symbols: &[u32], at: usize| merges.rank(symbols[at], symbols[at + 1]);
+            bpe::apply(merges, symbols, tokenizer.longest, rank, self.stop)
+        }
     }
 
     fn poll(&mut self, bytes: usize) -> bool {

@@ -68,7 +68,7 @@ impl Tokenizer {
                 Part::Text(inner) => {
                     let from = ids.len();
                     let mut sink = Ids::new(&mut ids, inner.len());
-                    result = self.with_cache(|cache| {
+                    result = self.with_cache(inner.len(), |cache| {
                         let mut encoder = Encoder::new(self, cache, &mut *stop, &mut sink);
                         encoder.text(inner);
                         encoder.finish()

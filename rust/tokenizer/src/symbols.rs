@@ -4,6 +4,7 @@
 //! merge across the character's ends before those merges are through, which is proved once for each character, from
 //! the list of merges alone.
 
+use crate::bpe;
 use crate::merges::{Merges, NONE};
 use crate::pieces::Strings;
 use crate::unicode::decode_multibyte;
@@ -18,6 +19,8 @@ pub(crate) struct Symbols {
     bytes: [u32; 256],
     /// Token of each character of more than one byte below U+10000 that may be started with, or `NONE`.
     characters: Vec<u32>,
+    /// Ranks of the pairs of ASCII characters' tokens.
+    ascii_ranks: Vec<u32>,
 }
 
 /// For a token that is a part of a character: the lowest ranks at which it merges with what lies outside.
@@ -39,6 +42,16 @@ impl Symbols {
         let mut symbols = Self {
             bytes: *bytes,
             characters: vec![NONE; POINTS],
+            ascii_ranks: (0..1 << 14)
+                .map(|pair: usize| {
+                    let (left, right) = (bytes[pair >> 7], bytes[pair & 127]);
+                    if left == NONE || right == NONE {
+                        NONE
+                    } else {
+                        merges.rank(left, right)
+                    }
+                })
+                .collect(),
         };
         if !merges.are_unique() {
             return symbols;
@@ -95,7 +108,8 @@ impl Symbols {
         if alone.contains(&NONE) {
             return false;
         }
-        crate::bpe::apply(merges, &mut alone, text.len(), &mut || false);
+        let rank = |symbols: &[u32], at: usize| merges.rank(symbols[at], symbols[at + 1]);
+        bpe::apply(merges, &mut alone, text.len(), rank, &mut || false);
         if alone != [id] {
             return false;
         }
@@ -128,6 +142,13 @@ impl Symbols {
     #[inline]
     pub(crate) fn byte(&self, byte: u8) -> u32 {
         self.bytes[byte as usize]
+    }
+
+    /// The rank of the characters at `at` and behind it, of text that is all ASCII.
+    #[inline]
+    pub(crate) fn ascii_rank(&self, text: &[u8], at: usize) -> u32 {
+        let pair = usize::from(text[at] & 127) << 7 | usize::from(text[at + 1] & 127);
+        self.ascii_ranks[pair]
     }
 
     /// Replaces `out` by the symbols of `piece`, which is UTF-8; the first byte without a token is an error.

@@ -212,7 +212,7 @@ impl Tokenizer {
         } else {
             &self.text_added
         };
-        self.with_cache(|cache| {
+        self.with_cache(text.len(), |cache| {
             let mut encoder = Encoder::new(self, cache, stop, sink);
             first.split(text, &mut |part| match part {
                 Part::Token(id, _) => encoder.token(id),
@@ -233,8 +233,8 @@ impl Tokenizer {
     }
 
     /// Runs `work` with a cache of the pool, or with a very small one where all are lent.
-    pub(crate) fn with_cache<T>(&self, work: impl FnOnce(&mut Cache) -> T) -> T {
-        if let Some(mut lent) = self.caches.lend()
+    pub(crate) fn with_cache<T>(&self, expected: usize, work: impl FnOnce(&mut Cache) -> T) -> T {
+        if let Some(mut lent) = self.caches.lend(expected)
             && let Some(cache) = &mut *lent
         {
             return work(cache);
@@ -266,7 +266,7 @@ impl Tokenizer {
     /// As [`encode`](Self::encode).
     pub fn encode_bytes(&self, bytes: &[u8], stop: Stop<'_>, out: &mut Vec<u32>) -> Result<()> {
         let mut ids = Ids::new(out, bytes.len());
-        let result = self.with_cache(|cache| {
+        let result = self.with_cache(bytes.len(), |cache| {
             let mut encoder = Encoder::new(self, cache, stop, &mut ids);
             for chunk in bytes.utf8_chunks() {
                 let _ = encoder.text(chunk.valid())
