@@ -200,7 +200,7 @@ impl Cache {
     /// Remembers the tokens of a short piece, up to 4 of them; none says that they are remembered as a long piece's.
     pub(crate) fn learn_short(&mut self, key: Key, tokens: &[u32]) {
         debug_assert!(tokens.len() <= INLINE);
-        if self.forgotten > self.lines.len() / 32 && self.lines.len() < self.most_lines {
+        if self.forgotten > self.lines.len() / 16 && self.lines.len() < self.most_lines {
             self.double();
         }
         let token = |place: usize| u64::from(tokens.get(place).copied().unwrap_or(0));
