@@ -107,6 +107,7 @@ def test_only_the_extension_is_imported_by_name_outside_its_users():
         "tokenizer_streams",
         "kvcache",
         "engine",
+        "integrations",
         "bench",
         "cli",
     }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use abyssal_tokenizer::Error;
+use abyssal_tokenizer::{Error, Place};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
 use pyo3::types::PyBytes;
@@ -321,7 +321,7 @@ impl Tokenizer {
         py: Python<'_>,
         text: &str,
         parse_special: bool,
-    ) -> Result<(Vec<u32>, Vec<(usize, usize)>), BindError> {
+    ) -> Result<(Vec<u32>, Vec<Place>), BindError> {
         encode_with(py, text.len(), |stop| {
             self.inner.encode_with_offsets(text, parse_special, stop)
         })
