@@ -79,7 +79,7 @@ def test_other_experts_are_not_timed(small, monkeypatch):
 
 
 def test_an_unknown_subject_and_no_threads_are_refused(run):
-    assert "'cats' cannot be measured; it must be one of ops" in run("bench", "cats").err
+    assert "'cats' cannot be measured; it must be one of ops, tokenizer" in run("bench", "cats").err
     assert "--threads is 0; it must be at least 1" in run("bench", "ops", "--threads", 0).err
 
 

@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "abyssal.cli.quantize",
         "Write a checkpoint again with FP8 or MXFP4 weights.",
     ),
+    "tokenize": ("abyssal.cli.tokenize", "Show a text's tokens with their ids and bytes."),
     "train": ("abyssal.cli.train", "Train a small model of the family."),
     "bench": ("abyssal.cli.bench", "Measure speed beside a named peer."),
 }

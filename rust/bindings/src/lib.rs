@@ -65,6 +65,8 @@ mod _core {
     #[pymodule_export]
     use crate::kvcache::PageCache;
     #[pymodule_export]
+    use crate::map::IdBuffer;
+    #[pymodule_export]
     use crate::quant::{
         dequantize_fp8, dequantize_mxfp4, fp8_linear, mxfp4_linear, prefer_large_pages,
         quantize_fp8, quantize_mxfp4,
@@ -74,7 +76,7 @@ mod _core {
     #[pymodule_export]
     use crate::saved::{SavedPrefix, page_identities, save_prefix};
     #[pymodule_export]
-    use crate::tokenizer::{DecodeStream, Tokenizer};
+    use crate::tokenizer::{DecodeStream, EncodeStream, Tokenizer};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
