@@ -296,6 +296,5 @@ def _quantization(fields: Fields) -> Quantization | None:
     block = section.values.get("weight_block_size")
     if block != [128, 128]:
         raise section.fail(f"'weight_block_size' must be [128, 128], found {block!r}")
-    scale_format = section.choice("scale_fmt", ("ue8m0",), default="f32")
-    experts = fields.choice("expert_dtype", ("fp8", "fp4"), default="fp8")
-    return Quantization("fp8", scale_format, "mxfp4" if experts == "fp4" else "fp8")
+    experts = "mxfp4" if fields.values.get("expert_dtype") == "fp4" else "fp8"
+    return Quantization("fp8", section.choice("scale_fmt", ("ue8m0",), default="f32"), experts)
