@@ -1,7 +1,8 @@
 """Long random texts drawn from all classes of the patterns, ours beside Hugging Face's.
 
-As a script: ``python -m tests.tokenizer.random_text [CHARACTERS]`` (default 100 million) for every
-family; it prints how far it got and stops at the first difference.
+As a script: ``python -m tests.tokenizer.random_text [CHARACTERS [FAMILY ...]]``, by default 100
+million of every family and of the published vocabulary ("published"); it prints how far it got and
+stops at the first difference.
 """
 
 import random
@@ -51,27 +52,44 @@ def text(draw: random.Random, kinds: list[list[str]], length: int = LENGTH) -> s
     return "".join(parts)
 
 
-def main(total: int) -> None:
-    """Compare until each family has seen so many characters."""
-    from .conftest import Family
-    from .families import SPLITS
+def pairs(names: list[str]) -> dict[str, tuple]:
+    """Ours and Hugging Face's tokenizer of each name; "published" is DeepSeek V4's own file."""
+    from tokenizers import Tokenizer as HuggingFace
 
-    kinds = classes()
+    from abyssal.tokenizer import Tokenizer
+
+    from .families import PUBLISHED, trained
+
+    found = {}
     with tempfile.TemporaryDirectory() as folder:
-        pairs = [Family(name, Path(folder)) for name in sorted(SPLITS)]
-        done, started, seed = 0, time.time(), 0
-        while done < total:
-            seed += 1
-            sample = text(random.Random(seed), kinds)
-            for family in pairs:
-                if family.ours.encode(sample) != family.peer_ids(sample):
-                    raise SystemExit(f"{family.name} differs on the text of seed {seed}")
-            done += len(sample)
-            if seed % 50 == 0:
-                rate = done / (time.time() - started)
-                print(f"{done:,} characters of each family alike, {rate:,.0f} a second", flush=True)
-    print(f"{done:,} characters of each of {len(pairs)} families: all ids are equal")
+        for name in names:
+            path = PUBLISHED
+            if name != "published":
+                path = Path(folder, f"{name}.json")
+                path.write_text(trained(name), "utf-8")
+            found[name] = (Tokenizer.from_file(path), HuggingFace.from_file(str(path)))
+    return found
+
+
+def main(total: int, names: list[str]) -> None:
+    """Compare until each tokenizer has seen so many characters."""
+    kinds, tokenizers = classes(), pairs(names)
+    done, started, seed = 0, time.time(), 0
+    while done < total:
+        seed += 1
+        sample = text(random.Random(seed), kinds)
+        for name, (ours, peer) in tokenizers.items():
+            if ours.encode(sample) != peer.encode(sample, add_special_tokens=False).ids:
+                raise SystemExit(f"{name} differs on the text of seed {seed}")
+        done += len(sample)
+        if seed % 50 == 0:
+            rate = done / (time.time() - started)
+            print(f"{done:,} characters of each alike, {rate:,.0f} a second", flush=True)
+    print(f"{done:,} characters of each of {', '.join(tokenizers)}: all ids are equal")
 
 
 if __name__ == "__main__":
-    main(int(float(sys.argv[1])) if len(sys.argv) > 1 else 100_000_000)
+    from .families import SPLITS
+
+    count = int(float(sys.argv[1])) if len(sys.argv) > 1 else 100_000_000
+    main(count, sys.argv[2:] or ["published", *sorted(SPLITS)])

@@ -62,7 +62,15 @@ def test_ids_equal_hugging_face_on_long_texts_of_all_classes(family, full_profil
         assert family.ours.encode(text) == family.peer_ids(text)
 
 
-def test_ids_equal_hugging_face_for_every_assigned_code_point(family, full_profile):
+def test_ids_equal_hugging_face_for_every_assigned_code_point_alone(family, full_profile):
+    characters = assigned() if full_profile else assigned(thin=True)[::7]
+    expected = family.peer.encode_batch(characters, add_special_tokens=False)
+    ours = family.ours.encode_batch(characters)
+    for character, ids, peer in zip(characters, ours, expected, strict=True):
+        assert ids == peer.ids, ascii(character)
+
+
+def test_ids_equal_hugging_face_for_every_assigned_code_point_between_others(family, full_profile):
     characters = assigned(thin=not full_profile)
     for start in range(0, len(characters), 256):
         row = "".join(f"a{c} {c}{c}b1{c}\n" for c in characters[start : start + 256])

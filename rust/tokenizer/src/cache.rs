@@ -94,14 +94,65 @@ impl Key {
 /// Whether an entry of a line is that of `key`.
 #[inline(always)]
 fn holds(line: &[u64; LINE], way: usize, key: Key) -> bool {
+    differs(line, way, key) == 0
+}
+
+/// As `holds`: zero if it is.
+#[inline(always)]
+fn differs(line: &[u64; LINE], way: usize, key: Key) -> u64 {
     let keep = (1 << COUNT_SHIFT) - 1;
-    (line[2 * way] ^ key.low) | ((line[2 * way + 1] ^ key.high) & keep) == 0
+    (line[2 * way] ^ key.low) | ((line[2 * way + 1] ^ key.high) & keep)
 }
 
 /// A line with its two entries exchanged.
 #[inline(always)]
 fn turned([a, b, c, d, e, f, g, h]: [u64; LINE]) -> [u64; LINE] {
     [c, d, a, b, g, h, e, f]
+}
+
+/// Up to four tokens, two in each word, the first lowest.
+pub(crate) type Few = [u64; 2];
+
+/// A cache that is only read: most pieces are found where their hash says, and need no more.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct View<'a> {
+    lines: &'a [[u64; LINE]],
+    slots: &'a [[u32; 4]],
+}
+
+impl View<'_> {
+    #[inline(always)]
+    fn line(&self, hash: u64) -> &[u64; LINE] {
+        &self.lines[hash as usize & (self.lines.len() - 1)]
+    }
+
+    /// Asks for the memory that `short` will read.
+    #[inline(always)]
+    pub(crate) fn prefetch_short(&self, hash: u64) {
+        simd::prefetch(self.line(hash));
+    }
+
+    /// Asks for the memory that `Cache::long` will read first.
+    #[inline(always)]
+    pub(crate) fn prefetch_long(&self, hash: u64) {
+        simd::prefetch(&self.slots[hash as usize & (self.slots.len() - 1)]);
+    }
+
+    /// The tokens of a short piece that stands in its own line, and how many there are.
+    #[inline(always)]
+    pub(crate) fn short(&self, key: Key, hash: u64) -> Option<(Few, usize)> {
+        let line = self.line(hash);
+        let (first, second) = (differs(line, 0, key), differs(line, 1, key));
+        if first.min(second) != 0 {
+            return None;
+        }
+        let second = second == 0;
+        // Which of the two it is cannot be guessed, so that is no branch.
+        let way = std::hint::select_unpredictable(second, 2, 0);
+        let high = std::hint::select_unpredictable(second, line[3], line[1]);
+        let tokens = [line[4 + way], line[5 + way]];
+        Some((tokens, (high >> COUNT_SHIFT) as usize))
+    }
 }
 
 /// The tokens of many pieces.
@@ -149,37 +200,24 @@ impl Cache {
         Self::new(1 << 14, 1 << 14)
     }
 
-    /// Asks for the memory that `short` will read.
+    /// What is read most, for reading alone.
     #[inline(always)]
-    pub(crate) fn prefetch_short(&self, hash: u64) {
-        simd::prefetch(self.lines.get(hash as usize));
-    }
-
-    /// Asks for the memory that `long` will read first.
-    #[inline(always)]
-    pub(crate) fn prefetch_long(&self, hash: u64) {
-        simd::prefetch(&self.slots[hash as usize & (self.slots.len() - 1)]);
+    pub(crate) fn view(&self) -> View<'_> {
+        View {
+            lines: self.lines.all(),
+            slots: &self.slots,
+        }
     }
 
     /// The tokens of a short piece and how many there are.
-    #[inline(always)]
-    pub(crate) fn short(&mut self, key: Key, hash: u64) -> Option<([u64; 2], usize)> {
-        let line = self.lines.get(hash as usize);
-        if !holds(line, 0, key) {
-            if !holds(line, 1, key) {
-                return self.short_beside(key, hash);
-            }
-            // The one that was found last stands first and is the last to be forgotten.
-            let line = turned(*line);
-            self.lines.set(hash as usize, line);
-            return Some(([line[4], line[5]], (line[1] >> COUNT_SHIFT) as usize));
-        }
-        Some(([line[4], line[5]], (line[1] >> COUNT_SHIFT) as usize))
+    pub(crate) fn short(&mut self, key: Key, hash: u64) -> Option<(Few, usize)> {
+        self.view()
+            .short(key, hash)
+            .or_else(|| self.short_beside(key, hash))
     }
 
     /// As `short`, for an entry that had to leave its own line for the one beside it; it comes back.
-    #[inline(never)]
-    fn short_beside(&mut self, key: Key, hash: u64) -> Option<([u64; 2], usize)> {
+    fn short_beside(&mut self, key: Key, hash: u64) -> Option<(Few, usize)> {
         let at = hash as usize;
         let (mut own, mut beside) = (*self.lines.get(at), *self.lines.get(at ^ 1));
         if !holds(&beside, 0, key) {

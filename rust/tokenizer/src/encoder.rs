@@ -2,7 +2,7 @@
 
 use crate::blocks;
 use crate::bpe;
-use crate::cache::{Cache, INLINE, Key, LONG, SHORT};
+use crate::cache::{Cache, Few, INLINE, Key, LONG, SHORT, View};
 use crate::error::{Error, Result};
 use crate::merges::NONE;
 use crate::modern::Modern;
@@ -19,8 +19,7 @@ const POLL_INTERVAL: usize = 1 << 16;
 
 /// Takes the tokens in order.
 pub(crate) trait Sink {
-    /// Up to four tokens, two in each word, the first lowest.
-    fn few(&mut self, tokens: [u64; 2], count: usize);
+    fn few(&mut self, tokens: Few, count: usize);
     /// Any number of tokens.
     fn many(&mut self, tokens: &[u32]);
 }
@@ -62,7 +61,7 @@ impl<'a> Ids<'a> {
 
 impl Sink for Ids<'_> {
     #[inline(always)]
-    fn few(&mut self, [first, second]: [u64; 2], count: usize) {
+    fn few(&mut self, [first, second]: Few, count: usize) {
         let tokens = [
             first as u32,
             (first >> 32) as u32,
@@ -97,7 +96,7 @@ pub(crate) struct Count(pub(crate) usize);
 
 impl Sink for Count {
     #[inline(always)]
-    fn few(&mut self, _: [u64; 2], count: usize) {
+    fn few(&mut self, _: Few, count: usize) {
         self.0 += count;
     }
 
@@ -125,7 +124,7 @@ impl Waiting {
     /// for; that of `whole` too where it is given.
     #[inline(always)]
     fn new(
-        cache: &Cache,
+        cache: View<'_>,
         whole: Option<&Whole>,
         text: &[u8],
         (start, end): (usize, usize),
@@ -156,6 +155,23 @@ impl Waiting {
             hash,
         }
     }
+}
+
+/// Appends the tokens of the pieces that stand where their hashes say; returns how many there are before the first that
+/// does not.
+#[inline(always)]
+fn known(cache: View<'_>, waiting: &[Waiting], sink: &mut impl Sink) -> usize {
+    for (place, piece) in waiting.iter().enumerate() {
+        // The memory of longer pieces is elsewhere.
+        if piece.end - piece.start > SHORT {
+            return place;
+        }
+        match cache.short(piece.key, piece.hash) {
+            Some((tokens, count)) if count > 0 => sink.few(tokens, count),
+            _ => return place,
+        }
+    }
+    waiting.len()
 }
 
 /// One call's state. After an error every method returns false and does nothing.
@@ -228,6 +244,7 @@ impl<'a, S: Sink> Encoder<'a, S> {
         let mut waiting = [Waiting::default(); BATCH + BLOCK];
         while at < end {
             let mut count = 0;
+            let cache = self.cache.view();
             let whole = self.expects_news.then_some(&self.tokenizer.whole);
             while count < BATCH && at < end {
                 let padded;
@@ -246,13 +263,8 @@ impl<'a, S: Sink> Encoder<'a, S> {
                                 let next = rest.trailing_zeros() as usize;
                                 let (_, tail) = view.split_at(place);
                                 let window = tail.first_chunk().unwrap_or(&[0; 16]);
-                                waiting[count] = Waiting::new(
-                                    self.cache,
-                                    whole,
-                                    text,
-                                    (at, base + next),
-                                    window,
-                                );
+                                waiting[count] =
+                                    Waiting::new(cache, whole, text, (at, base + next), window);
                                 count += 1;
                                 at = base + next;
                                 rest &= rest - 1;
@@ -267,7 +279,7 @@ impl<'a, S: Sink> Encoder<'a, S> {
                     &padded
                 };
                 let piece_end = modern.next(text, at, window);
-                waiting[count] = Waiting::new(self.cache, whole, text, (at, piece_end), window);
+                waiting[count] = Waiting::new(cache, whole, text, (at, piece_end), window);
                 count += 1;
                 at = piece_end;
             }
@@ -288,6 +300,7 @@ impl<'a, S: Sink> Encoder<'a, S> {
         let mut waiting = [Waiting::default(); BATCH];
         while at < end {
             let mut count = 0;
+            let cache = self.cache.view();
             let whole = self.expects_news.then_some(&self.tokenizer.whole);
             while count < BATCH && at < end {
                 let padded;
@@ -298,7 +311,7 @@ impl<'a, S: Sink> Encoder<'a, S> {
                     &padded
                 };
                 let piece_end = next(text, at, window);
-                waiting[count] = Waiting::new(self.cache, whole, text, (at, piece_end), window);
+                waiting[count] = Waiting::new(cache, whole, text, (at, piece_end), window);
                 count += 1;
                 at = piece_end;
             }
@@ -315,10 +328,11 @@ impl<'a, S: Sink> Encoder<'a, S> {
             at = staged.next_line(text, at, &mut |from, to| pieces.push((from, to)));
             let mut waiting = [Waiting::default(); BATCH];
             for batch in pieces.chunks(BATCH) {
+                let cache = self.cache.view();
                 let whole = self.expects_news.then_some(&self.tokenizer.whole);
                 for (slot, &(from, to)) in waiting.iter_mut().zip(batch) {
                     let window = simd::last_window(text, from);
-                    *slot = Waiting::new(self.cache, whole, text, (from, to), &window);
+                    *slot = Waiting::new(cache, whole, text, (from, to), &window);
                 }
                 self.look_up(text, &waiting[..batch.len()]);
             }
@@ -338,29 +352,32 @@ impl<'a, S: Sink> Encoder<'a, S> {
 
     /// Finds the tokens of all pieces that wait.
     #[inline(never)]
-    fn look_up(&mut self, text: &[u8], waiting: &[Waiting]) {
-        let mut news = 0;
-        for &Waiting {
-            start,
-            end,
-            key,
-            hash,
-        } in waiting
-        {
-            if end - start > SHORT {
-                self.long_piece(&text[start..end], hash);
-                continue;
-            }
-            match self.cache.short(key, hash) {
-                Some((_, 0)) => self.many_tokens(&text[start..end]),
-                Some((tokens, count)) => self.sink.few(tokens, count),
-                None => {
-                    news += 1;
-                    self.new_piece(&text[start..end], key);
-                }
+    fn look_up(&mut self, text: &[u8], mut waiting: &[Waiting]) {
+        self.expects_news = false;
+        loop {
+            let found = known(self.cache.view(), waiting, self.sink);
+            let Some((first, rest)) = waiting[found..].split_first() else {
+                return;
+            };
+            self.rare(&text[first.start..first.end], first);
+            waiting = rest;
+        }
+    }
+
+    /// A piece that `known` does not find.
+    #[inline(never)]
+    fn rare(&mut self, piece: &[u8], &Waiting { key, hash, .. }: &Waiting) {
+        if piece.len() > SHORT {
+            return self.long_piece(piece, hash);
+        }
+        match self.cache.short(key, hash) {
+            Some((_, 0)) => self.long_piece(piece, Cache::hash_of(piece)),
+            Some((tokens, count)) => self.sink.few(tokens, count),
+            None => {
+                self.expects_news = true;
+                self.new_piece(piece, key);
             }
         }
-        self.expects_news = news > 0;
     }
 
     /// A short piece that was not met yet, or is forgotten.
@@ -379,12 +396,6 @@ impl<'a, S: Sink> Encoder<'a, S> {
             }
             self.sink.many(&self.symbols);
         }
-    }
-
-    /// A short piece of more tokens than its key's entry has room for.
-    #[inline(never)]
-    fn many_tokens(&mut self, piece: &[u8]) {
-        self.long_piece(piece, Cache::hash_of(piece));
     }
 
     #[inline(never)]

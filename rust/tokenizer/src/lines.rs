@@ -44,6 +44,13 @@ impl Lines {
         self.mask + 1
     }
 
+    /// All lines; the low bits of a number say which one is its.
+    #[inline(always)]
+    pub(crate) fn all(&self) -> &[[u64; LINE]] {
+        let (lines, _) = self.words[self.start..].as_chunks();
+        &lines[..=self.mask]
+    }
+
     #[inline(always)]
     fn place(&self, at: usize) -> usize {
         self.start + (at & self.mask) * LINE

@@ -129,6 +129,13 @@ enum Lead {
     Other,
 }
 
+impl Lead {
+    /// Neither punctuation nor a newline, which punctuation takes.
+    fn stands_apart(self) -> bool {
+        matches!(self, Self::Letter | Self::Space | Self::Blank | Self::Digit)
+    }
+}
+
 const LAST_BEFORE_LETTERS: u8 = Lead::Punctuation as u8;
 
 static LEADS: [Lead; 256] = {
@@ -225,9 +232,28 @@ impl Modern {
                 }
                 at + count
             }
-            Lead::Han => self.han(text, at),
-            _ => next_piece(self.table, text, at),
+            Lead::Han => self.han(text, at, window),
+            _ => self.other(text, at),
         }
+    }
+
+    /// A piece that starts with a character outside ASCII, or with one of no class. Punctuation is common among them,
+    /// and mostly stands alone.
+    #[inline]
+    fn other(&self, text: &[u8], at: usize) -> usize {
+        let (value, length) = self.table.at(text, at);
+        if is_punctuation(value) && !text[at].is_ascii() {
+            let end = at + length;
+            let alone = match text[end..] {
+                // Nothing from U+4E00 to U+9FFF is punctuation.
+                [] | [0xe4, 0xb8..=0xff, ..] | [0xe5..=0xe9, ..] => true,
+                [byte, ..] => byte.is_ascii() && LEADS[byte as usize].stands_apart(),
+            };
+            if alone {
+                return end;
+            }
+        }
+        next_piece(self.table, text, at)
     }
 
     #[inline(always)]
@@ -284,28 +310,45 @@ impl Modern {
     }
 
     /// A piece that starts with a character from U+4000 to U+9FFF.
-    #[inline]
-    fn han(&self, text: &[u8], start: usize) -> usize {
-        let mut at = start;
-        // 一 to 龥 are letters, all of one region.
-        while let Some(&[first, second, third]) = text.get(at..).and_then(|rest| rest.first_chunk())
-        {
-            let point = u32::from(first & 0x0f) << 12
-                | u32::from(second & 0x3f) << 6
-                | u32::from(third & 0x3f);
-            if first & 0xf0 != 0xe0 || point.wrapping_sub(0x4e00) > 0x9fa5 - 0x4e00 {
-                break;
-            }
-            at += 3;
-        }
+    #[inline(always)]
+    fn han(&self, text: &[u8], start: usize, window: &Window) -> usize {
+        let mut at = start + han_bytes(window);
         if at == start {
             return next_piece(self.table, text, start);
         }
-        if text.get(at).is_none_or(u8::is_ascii) {
-            return at;
+        if at == start + HAN_BYTES {
+            at = long_han(text, at);
         }
-        self.cursor(text, KANA_OR_HAN).letters(at)
+        // Up to U+303F and from U+A000 on no character is of this region.
+        match text[at..] {
+            [] | [0..=0xe2 | 0xea..=0xff, ..] | [0xe3, 0x80, ..] => at,
+            _ => self.cursor(text, KANA_OR_HAN).letters(at),
+        }
     }
+}
+
+/// Most bytes of Han characters that a window holds.
+const HAN_BYTES: usize = 15;
+
+/// How many bytes at the beginning of a window are letters of the Han, all of one region.
+#[inline(always)]
+fn han_bytes(window: &Window) -> usize {
+    const FIRST_BYTES: u32 = 0o11111;
+    let others = FIRST_BYTES & !simd::han(window);
+    (others | 1 << HAN_BYTES).trailing_zeros() as usize
+}
+
+/// The end of the Han letters from `at` on, or nearly.
+#[inline(never)]
+fn long_han(text: &[u8], mut at: usize) -> usize {
+    while let Some(window) = text.get(at..).and_then(|rest| rest.first_chunk()) {
+        let bytes = han_bytes(window);
+        at += bytes;
+        if bytes < HAN_BYTES {
+            break;
+        }
+    }
+    at
 }
 
 /// The end of the piece that starts at `start`; `text` is UTF-8 and `start`, before its end, starts a piece.

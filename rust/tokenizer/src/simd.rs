@@ -156,6 +156,17 @@ pub(crate) fn newlines(window: &Window) -> u32 {
     return portable::newlines(window);
 }
 
+/// Where a Han character from U+4E00 to U+9F7F begins whose bytes the window holds, and some of U+5000 to U+8FFF that
+/// it holds in part.
+#[inline(always)]
+pub(crate) fn han(window: &Window) -> u32 {
+    #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
+    // SAFETY: the target has SSE2, says the line above.
+    return unsafe { sse2::han(window) };
+    #[cfg(not(all(target_arch = "x86_64", target_feature = "sse2")))]
+    return portable::han(window);
+}
+
 #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
 mod sse2 {
     use super::{BLOCK, Kinds, Masks, Window};
@@ -256,6 +267,16 @@ mod sse2 {
         let carriage = _mm_cmpeq_epi8(bytes, _mm_set1_epi8(b'\r' as i8));
         mask(_mm_or_si128(feed, carriage))
     }
+
+    #[inline]
+    #[target_feature(enable = "sse2")]
+    pub(super) fn han(window: &Window) -> u32 {
+        let bytes = load(window);
+        let is = |byte: u8| mask(_mm_cmpeq_epi8(bytes, _mm_set1_epi8(byte as i8)));
+        let from_4e00 = is(0xe4) & mask(range(bytes, 0xb8, 8)) >> 1;
+        let to_9f7f = is(0xe9) & mask(range(bytes, 0x80, 0x3e)) >> 1;
+        mask(range(bytes, 0xe5, 4)) | from_4e00 | to_9f7f
+    }
 }
 
 #[cfg(any(test, not(all(target_arch = "x86_64", target_feature = "sse2"))))]
@@ -310,6 +331,14 @@ mod portable {
     pub(super) fn newlines(window: &Window) -> u32 {
         mask(window, |byte| matches!(byte, b'\r' | b'\n'))
     }
+
+    pub(super) fn han(window: &Window) -> u32 {
+        let second = mask(window, |byte| matches!(byte, 0xb8..=0xbf)) >> 1;
+        let from_4e00 = mask(window, |byte| byte == 0xe4) & second;
+        let second = mask(window, |byte| matches!(byte, 0x80..=0xbd)) >> 1;
+        let to_9f7f = mask(window, |byte| byte == 0xe9) & second;
+        mask(window, |byte| matches!(byte, 0xe5..=0xe8)) | from_4e00 | to_9f7f
+    }
 }
 
 #[cfg(test)]
@@ -320,7 +349,7 @@ mod tests {
     fn every_byte_in_every_place_is_told_alike() {
         for place in 0..16 {
             for byte in 0..=255_u8 {
-                for fill in [0, b'a', b' ', 0xff] {
+                for fill in [0, b'a', b' ', 0xff, 0xb8, 0xbe] {
                     let mut window = [fill; 16];
                     window[place] = byte;
                     assert_eq!(letters(&window), portable::letters(&window));
@@ -332,6 +361,7 @@ mod tests {
                     assert_eq!(digits(&window), portable::digits(&window));
                     assert_eq!(white(&window), portable::white(&window));
                     assert_eq!(newlines(&window), portable::newlines(&window));
+                    assert_eq!(han(&window), portable::han(&window));
                 }
             }
         }
