@@ -11,7 +11,8 @@ from abyssal import reference
 from abyssal.errors import CheckpointError
 from abyssal.models import load_model, open_checkpoint
 from abyssal.models import repack as repacking
-from abyssal.models.repack import Packing, repack
+from abyssal.models.packing import Packing
+from abyssal.models.repack import repack
 from abyssal.testing.checkpoints import make_tensors, tiny_config, write_checkpoint, write_folder
 
 SIZES = {"hidden_size": 160, "intermediate_size": 200, "moe_intermediate_size": 96}

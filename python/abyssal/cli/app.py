@@ -27,7 +27,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "tokenize": ("abyssal.cli.tokenize", "Show a text's tokens with their ids and bytes."),
     "train": ("abyssal.cli.train", "Train a small model of the family."),
-    "bench": ("abyssal.cli.bench", "Measure speed beside a named peer."),
+    "bench": (
+        "abyssal.cli.bench",
+        "Measure speed beside a named peer, or the speed of a model.",
+    ),
 }
 
 DESCRIPTION = "The DeepSeek model family in PyTorch, on the computer people have."

@@ -156,9 +156,9 @@ def _model(
     console = results()
     if not as_json:
         console.print(_header(machine), markup=False, soft_wrap=True)
-        titles = ("model", "size", "params", "backend", "threads", "test", "t/s")
-        for cells in (titles, ["---"] * len(titles)):
-            console.print(f"| {' | '.join(cells)} |", markup=False, soft_wrap=True)
+        titles = "| model | size | params | backend | threads | test | t/s |"
+        for text in (titles, "| --- | --- | --- | --- | --- | --- | --- |"):
+            console.print(text, markup=False, soft_wrap=True)
     for line in measured.lines(llm, contexts, decode, repetitions):
         found.append(line)
         if not as_json:

@@ -47,7 +47,8 @@ def quantize(
     from abyssal.cli.console import loading, results, table
     from abyssal.cli.evaluate import read_text
     from abyssal.models import open_checkpoint
-    from abyssal.models.repack import Packing, repack
+    from abyssal.models.packing import Packing
+    from abyssal.models.repack import repack
 
     texts = [(str(file), read_text(file)) for file in text or []]
     folder = find_model(source)
