@@ -80,7 +80,7 @@ fn sixteen_rows<L: Lanes>(
     match rule.scoring {
         Scoring::Softmax => {
             let total = exponentials(l, largest, x);
-            if bias.is_none() && experts >= PLACES {
+            if bias.is_none() && experts > PLACES {
                 sum = Some(total);
             } else {
                 for x in &mut *x {
@@ -152,35 +152,46 @@ fn exponentials<L: Lanes>(l: L, largest: L::Float, x: &mut [[f32; WIDTH]]) -> L:
     l.load(&sums[0])
 }
 
-/// Divides the best `N` exponentials of each token by their sum, if they are the best quotients too, in the same order.
+/// Keeps the best `N` experts of each token, and their scores divided by a sum, if there is no doubt about which they are.
 ///
-/// Larger numbers have quotients that are larger or the same. The same can only be those of numbers that are nearly so:
-/// one in 2^22 apart is more than rounding to 24 bits can hide.
+/// The last six bits of a score make room for its expert, so that one number is kept in order instead of two. Scores
+/// whose other bits are the same leave a doubt, and so do quotients that are: larger scores have quotients that are
+/// larger or the same.
 #[inline(always)]
-fn divide<L: Lanes, const N: usize>(
+fn choose_packed<L: Lanes, const N: usize>(
     l: L,
-    exponentials: &[[f32; WIDTH]],
-    sum: L::Float,
+    scores: &[[f32; WIDTH]],
+    sum: Option<L::Float>,
     best: &mut [[i32; WIDTH]; N],
+    chosen: &mut [[i32; WIDTH]; N],
 ) -> bool {
-    let last = l.with_bits(l.int_load(&best[N - 1]));
-    let near = l.bits(l.sub(last, l.mul(last, l.splat(1.0 / (1 << 22) as f32))));
-    let mut reached = l.int_splat(0);
-    for value in exponentials {
-        reached = l.count(reached, l.greater(l.bits(l.load(value)), near));
-    }
-    let mut wrong = l.mask_bits(l.greater(reached, l.int_splat(N as i32)));
-    let (mut before, mut before_quotient) = (l.int_splat(i32::MAX), l.int_splat(i32::MAX));
-    for order in best {
-        let value = l.int_load(order);
-        let quotient = l.bits(l.div(l.with_bits(value), sum));
-        let larger = l.mask_bits(l.greater(before, value));
-        let larger_quotient = l.mask_bits(l.greater(before_quotient, quotient));
-        wrong |= larger ^ larger_quotient;
+    let mut next = [0; WIDTH];
+    l.insert_packed(scores, best, &mut next);
+    let low = l.int_splat(EXPERTS as i32 - 1);
+    let divided = |values: L::Int| match sum {
+        Some(sum) => l.bits(l.div(l.with_bits(values), sum)),
+        None => values,
+    };
+    let mut sure = (1 << WIDTH) - 1;
+    let mut before = (l.int_splat(i32::MAX), l.int_splat(i32::MAX));
+    for (order, place) in best.iter_mut().zip(chosen) {
+        let packed = l.int_load(order);
+        l.int_store(l.xor(l.and(packed, low), low), place);
+        for (token, (order, place)) in order.iter_mut().zip(&*place).enumerate() {
+            *order = scores[*place as usize][token].to_bits().cast_signed();
+        }
+        let quotient = divided(l.int_load(order));
         l.int_store(quotient, order);
-        (before, before_quotient) = (value, quotient);
+        let lower = l.or(packed, low);
+        let apart = l.mask_bits(l.greater(before.0, lower));
+        sure &= apart & l.mask_bits(l.greater(before.1, quotient));
+        before = (l.xor(lower, low), quotient);
     }
-    wrong == 0
+    // The best of the others is at most this.
+    let most = l.or(l.int_load(&next), low);
+    let apart = l.mask_bits(l.greater(before.0, most));
+    sure &= apart & l.mask_bits(l.greater(before.1, divided(most)));
+    sure == (1 << WIDTH) - 1
 }
 
 /// Keeps the best `N` experts of each token, and writes the first of them; whether it could. With a sum, scores are still
@@ -196,11 +207,14 @@ fn choose<L: Lanes, const N: usize>(
     indices: &mut [i32],
 ) -> bool {
     let (mut best, mut chosen) = ([[NEVER; WIDTH]; N], [[0; WIDTH]; N]);
-    l.insert_all(scores, bias, &mut best, &mut chosen);
-    if let Some(sum) = sum
-        && !divide(l, scores, sum, &mut best)
-    {
-        return false;
+    let packed = bias.is_none() && scores.len() > N;
+    if packed {
+        // Half the work, where no two of the best are nearly equal.
+        if !choose_packed(l, scores, sum, &mut best, &mut chosen) {
+            return false;
+        }
+    } else {
+        l.insert_all(scores, bias, &mut best, &mut chosen);
     }
     let mut values = [[0.0_f32; WIDTH]; N];
     for place in 0..N {

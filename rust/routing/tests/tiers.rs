@@ -6,7 +6,7 @@ use abyssal_routing::{
 };
 use proptest::prelude::*;
 
-/// Numbers that a tier could get wrong, and ordinary ones; few different ones when `tied`.
+/// Numbers that a tier could get wrong, and ordinary ones; few different ones, and some nearly equal, when `tied`.
 fn number(tied: bool) -> BoxedStrategy<f32> {
     let hard = vec![
         0.0,
@@ -30,7 +30,13 @@ fn number(tied: bool) -> BoxedStrategy<f32> {
         -f32::NAN,
     ];
     if tied {
-        prop::sample::select(vec![-1.0, -0.0, 0.0, 0.5, 2.0]).boxed()
+        let near = |ulps| f32::from_bits(2.0_f32.to_bits() + ulps);
+        prop_oneof![
+            prop::sample::select(vec![-1.0, -0.0, 0.0, 0.5, 2.0]),
+            (0_u32..40).prop_map(near),
+            (0_u32..40).prop_map(move |steps| near(steps * 64)),
+        ]
+        .boxed()
     } else {
         prop_oneof![
             400 => -8.0_f32..8.0,

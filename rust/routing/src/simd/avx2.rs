@@ -338,6 +338,37 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn insert_packed<const N: usize>(
+        self,
+        scores: &[[f32; WIDTH]],
+        best: &mut [[i32; WIDTH]; N],
+        next: &mut [i32; WIDTH],
+    ) {
+        for half in [0, 8] {
+            // SAFETY: the processor has AVX2, and each array holds sixteen numbers, eight from `half` on.
+            unsafe {
+                let mut list = [_mm256_set1_epi32(0); N];
+                let mut last = _mm256_set1_epi32(0);
+                for (expert, score) in scores.iter().enumerate() {
+                    let bits = _mm256_loadu_si256(score.as_ptr().add(half).cast());
+                    let bits = _mm256_and_si256(bits, _mm256_set1_epi32(!63));
+                    let mut order = _mm256_or_si256(bits, _mm256_set1_epi32(63 - expert as i32));
+                    for place in &mut list {
+                        let larger = _mm256_max_epi32(*place, order);
+                        order = _mm256_min_epi32(*place, order);
+                        *place = larger;
+                    }
+                    last = _mm256_max_epi32(last, order);
+                }
+                for (order, to) in list.into_iter().zip(&mut *best) {
+                    _mm256_storeu_si256(to.as_mut_ptr().add(half).cast(), order);
+                }
+                _mm256_storeu_si256(next.as_mut_ptr().add(half).cast(), last);
+            }
+        }
+    }
+
+    #[inline(always)]
     fn store_bytes(self, value: Self::Int, to: &mut [u8; WIDTH]) {
         // SAFETY: the processor has AVX2, and the array holds sixteen bytes.
         unsafe {

@@ -181,6 +181,33 @@ pub(crate) trait Lanes: Copy {
         }
     }
 
+    /// Keeps the `N` largest of each lane in order, and in `next` the one behind them, of positive scores whose last six
+    /// bits are replaced by 63 less the expert.
+    #[inline(always)]
+    fn insert_packed<const N: usize>(
+        self,
+        scores: &[[f32; WIDTH]],
+        best: &mut [[i32; WIDTH]; N],
+        next: &mut [i32; WIDTH],
+    ) {
+        let mut list = [self.int_splat(0); N];
+        let mut last = self.int_splat(0);
+        for (expert, score) in scores.iter().enumerate() {
+            let bits = self.and(self.bits(self.load(score)), self.int_splat(!63));
+            let mut order = self.or(bits, self.int_splat(63 - expert as i32));
+            for place in &mut list {
+                let larger = self.int_max(*place, order);
+                order = self.int_min(*place, order);
+                *place = larger;
+            }
+            last = self.int_max(last, order);
+        }
+        for (order, to) in list.into_iter().zip(best) {
+            self.int_store(order, to);
+        }
+        self.int_store(last, next);
+    }
+
     /// Stores the lowest byte of each lane.
     #[inline(always)]
     fn store_bytes(self, value: Self::Int, to: &mut [u8; WIDTH]) {
