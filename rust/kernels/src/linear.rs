@@ -37,17 +37,17 @@ const LINE: usize = 64;
 /// Multiplications that are worth a thread.
 const WORK_PER_THREAD: usize = 1 << 15;
 
-/// Multiplies tokens by the transposed matrix: `out[t, n]` is the product of token `t` and row `n`, in float32.
+/// Multiplies tokens by the transposed matrix: `out[t, n]` is the product of token `t` and row `n`, rounded once.
 ///
 /// `x` is `[tokens, columns]`, `out` `[tokens, rows]`.
 ///
 /// # Errors
 /// [`Error::Length`](crate::Error::Length); nothing is written then.
-pub fn linear<T: Element>(
+pub fn linear<T: Element, O: Element>(
     tier: Tier,
     matrix: &Matrix<'_>,
     x: &[T],
-    out: &mut [f32],
+    out: &mut [O],
     num_threads: usize,
 ) -> Result<()> {
     let tokens = x.len() / matrix.columns;
@@ -61,13 +61,15 @@ pub fn linear<T: Element>(
         .zip(out.chunks_mut(PANEL_TOKENS * matrix.rows));
     for (x, out) in panels {
         match tier.0 {
-            Kind::Scalar => panel::<crate::scalar::Scalar<8>, T>(tier, matrix, x, out, num_threads),
+            Kind::Scalar => {
+                panel::<crate::scalar::Scalar<8>, T, O>(tier, matrix, x, out, num_threads);
+            }
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx2 => panel::<crate::avx2::Avx2, T>(tier, matrix, x, out, num_threads),
+            Kind::Avx2 => panel::<crate::avx2::Avx2, T, O>(tier, matrix, x, out, num_threads),
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx512 => panel::<crate::avx512::Avx512, T>(tier, matrix, x, out, num_threads),
+            Kind::Avx512 => panel::<crate::avx512::Avx512, T, O>(tier, matrix, x, out, num_threads),
             #[cfg(target_arch = "aarch64")]
-            Kind::Neon => panel::<crate::neon::Neon, T>(tier, matrix, x, out, num_threads),
+            Kind::Neon => panel::<crate::neon::Neon, T, O>(tier, matrix, x, out, num_threads),
         }
     }
     Ok(())
@@ -75,32 +77,32 @@ pub fn linear<T: Element>(
 
 /// Where tasks write: rows of different tasks never overlap.
 #[derive(Clone, Copy)]
-struct Output {
-    start: *mut f32,
+struct Output<O> {
+    start: *mut O,
     stride: usize,
 }
 
 // SAFETY: tasks write the columns of their own rows, which no other task has.
-unsafe impl Send for Output {}
+unsafe impl<O: Send> Send for Output<O> {}
 // SAFETY: as above.
-unsafe impl Sync for Output {}
+unsafe impl<O: Send> Sync for Output<O> {}
 
-impl Output {
+impl<O: Element> Output<O> {
     /// Writes one product.
     ///
     /// # Safety
     /// The token and the row lie in the output, and the row is the calling task's.
     unsafe fn set(self, token: usize, row: usize, value: f32) {
         // SAFETY: as the caller promises.
-        unsafe { *self.start.add(token * self.stride + row) = value };
+        unsafe { *self.start.add(token * self.stride + row) = O::store(value) };
     }
 }
 
-fn panel<L: Lanes, T: Element>(
+fn panel<L: Lanes, T: Element, O: Element>(
     tier: Tier,
     matrix: &Matrix<'_>,
     x: &[T],
-    out: &mut [f32],
+    out: &mut [O],
     num_threads: usize,
 ) {
     let mut panel = Panel::default();
@@ -125,14 +127,14 @@ fn panel<L: Lanes, T: Element>(
 }
 
 /// Some rows of a matrix with all tokens of a panel.
-struct Task<'a> {
+struct Task<'a, O> {
     matrix: &'a Matrix<'a>,
     panel: &'a Panel,
     rows: std::ops::Range<usize>,
-    output: Output,
+    output: Output<O>,
 }
 
-impl Task<'_> {
+impl<O: Element> Task<'_, O> {
     fn run(&self, tier: Tier) {
         match tier.0 {
             // SAFETY: scalar lanes need no instructions beyond the target's.

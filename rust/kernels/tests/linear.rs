@@ -230,7 +230,7 @@ fn ragged_columns_are_right() {
 
 #[test]
 fn a_row_has_the_same_bits_alone_in_every_batch_and_on_every_number_of_threads() {
-    let (rows, columns, count) = (200, 1312, 33);
+    let (rows, columns, count) = (70, 1120, 9);
     for tier in Tier::available() {
         for kind in KINDS {
             let stored = Stored::random(kind, rows, columns, 11);
@@ -239,8 +239,8 @@ fn a_row_has_the_same_bits_alone_in_every_batch_and_on_every_number_of_threads()
                 .chunks(columns)
                 .flat_map(|token| bits_of(&stored.product(tier, token, 1)))
                 .collect();
-            for size in [2, 3, 4, 5, 8, 33] {
-                for threads in [1, 2, 3] {
+            for size in [2, 3, 4, 5, 9] {
+                for threads in [1, 2] {
                     let together: Vec<_> = x
                         .chunks(size * columns)
                         .flat_map(|tokens| bits_of(&stored.product(tier, tokens, threads)))

@@ -1,8 +1,10 @@
 //! Few tokens: weights go from memory to the registers.
 
+use abyssal_quant::Element;
+
 use super::{AHEAD_BYTES, BlockScales, LINE, Lanes, REGISTERS, Rows, Task, prefetch};
 
-impl Task<'_> {
+impl<O: Element> Task<'_, O> {
     #[inline(always)]
     pub(super) unsafe fn direct<L: Lanes, R: Rows<L>>(
         &self,

@@ -1,12 +1,14 @@
 //! Many tokens: weights are unpacked into the second-level cache and used for all of them.
 
 use super::direct::Rest;
+use abyssal_quant::Element;
+
 use super::{BlockScales, Lanes, REGISTERS, Rows, SCRATCH_COLUMNS, TASK_ROWS, TILE_ROWS, Task};
 
 /// Tokens multiplied together.
 const TILE_TOKENS: usize = 3;
 
-impl Task<'_> {
+impl<O: Element> Task<'_, O> {
     #[inline(always)]
     pub(super) unsafe fn through_scratch<L: Lanes, R: Rows<L>>(
         &self,
