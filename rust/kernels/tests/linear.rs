@@ -8,6 +8,15 @@ use proptest::prelude::*;
 
 const E2M1: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
 
+/// The tiers to test: all of this machine, or under emulation the one that is emulated. The plain one, which any machine
+/// runs, does fused multiply-adds in software there.
+fn tiers() -> Vec<Tier> {
+    match std::env::var("ABYSSAL_TEST_PROFILE").as_deref() {
+        Ok("emulated") => vec![Tier::best()],
+        _ => Tier::available(),
+    }
+}
+
 /// Random bits that are the same in every run.
 struct Bits(u64);
 
@@ -197,7 +206,7 @@ fn bits_of(values: &[f32]) -> Vec<u32> {
 
 #[test]
 fn products_are_right_for_every_packing_tier_and_number_of_tokens() {
-    for tier in Tier::available() {
+    for tier in tiers() {
         for kind in KINDS {
             for (rows, columns) in [(1, 32), (5, 64), (70, 160), (130, 288), (64, 1152)] {
                 let stored = Stored::random(kind, rows, columns, 7);
@@ -212,7 +221,7 @@ fn products_are_right_for_every_packing_tier_and_number_of_tokens() {
 
 #[test]
 fn ragged_columns_are_right() {
-    for tier in Tier::available() {
+    for tier in tiers() {
         for kind in KINDS {
             for columns in [1, 2, 31, 33, 100, 127, 129, 200, 1025] {
                 if kind == Kind::Mxfp4 {
@@ -231,7 +240,7 @@ fn ragged_columns_are_right() {
 #[test]
 fn a_row_has_the_same_bits_alone_in_every_batch_and_on_every_number_of_threads() {
     let (rows, columns, count) = (70, 1120, 9);
-    for tier in Tier::available() {
+    for tier in tiers() {
         for kind in KINDS {
             let stored = Stored::random(kind, rows, columns, 11);
             let x = tokens(count, columns, 1.0, 5);
@@ -258,7 +267,7 @@ fn a_row_has_the_same_bits_alone_in_every_batch_and_on_every_number_of_threads()
 
 #[test]
 fn large_and_small_activations_keep_their_precision() {
-    for tier in Tier::available() {
+    for tier in tiers() {
         for kind in KINDS {
             let stored = Stored::random(kind, 20, 256, 3);
             for size in [1e4, 1e-30, 1e-38] {
@@ -280,7 +289,7 @@ fn large_and_small_activations_keep_their_precision() {
 
 #[test]
 fn tiny_and_zero_scales_give_tiny_and_zero_products() {
-    for tier in Tier::available() {
+    for tier in tiers() {
         for scale in [0.0, 1e-45, 1e-38, 1e-23] {
             let mut stored = Stored::random(Kind::Fp8, 10, 130, 3);
             stored.scales = vec![scale; 2];
@@ -307,7 +316,7 @@ fn tiny_and_zero_scales_give_tiny_and_zero_products() {
 #[test]
 fn nan_and_infinity_stay_in_their_rows_and_tokens() {
     let columns = 200;
-    for tier in Tier::available() {
+    for tier in tiers() {
         for count in [1, 3, 6] {
             let mut stored = Stored::random(Kind::Fp8, 9, columns, 3);
             for (row, code) in [(2, 0x7f), (7, 0xff)] {
@@ -345,7 +354,7 @@ fn nan_and_infinity_stay_in_their_rows_and_tokens() {
 
 #[test]
 fn no_tokens_and_no_rows_give_nothing() {
-    for tier in Tier::available() {
+    for tier in tiers() {
         for kind in KINDS {
             assert!(
                 Stored::random(kind, 4, 64, 1)
@@ -406,7 +415,7 @@ fn slices_that_do_not_fit_are_refused() {
 
 #[test]
 fn bfloat16_activations_give_the_products_of_their_values() {
-    for tier in Tier::available() {
+    for tier in tiers() {
         let stored = Stored::random(Kind::Fp8, 30, 256, 3);
         let x: Vec<Bf16> = tokens(2, 256, 1.0, 4)
             .into_iter()
@@ -435,7 +444,7 @@ proptest! {
         let columns = if kind == Kind::Mxfp4 { columns.next_multiple_of(32) } else { columns };
         let stored = Stored::random(kind, rows, columns, seed);
         let x = tokens(count, columns, 1.0, seed);
-        for tier in Tier::available() {
+        for tier in tiers() {
             stored.check(tier, &x, &stored.product(tier, &x, 2));
         }
     }
