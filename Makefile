@@ -50,6 +50,10 @@ test: build ## Run every test of Rust and Python
 test-tiers: build ## Run the Rust tests on processors this machine lacks (AVX512_RUNNER, AVX2_RUNNER, SSE_RUNNER, NEON_TEST)
 	@scripts/test_tiers.sh $(TIER_CRATES)
 
+.PHONY: test-threads
+test-threads: ## Run the tests that share data between threads with ThreadSanitizer
+	@scripts/test_threads.sh -p abyssal-kvcache
+
 .PHONY: test-oldest-torch
 test-oldest-torch: build ## Run the binding's tests on torch 2.8, in an environment of its own (3 GB to download)
 	@scripts/test_oldest_torch.sh

@@ -51,15 +51,3 @@ def test_multiply_by_an_fp8_weight(benchmark, tokens, who):
         "plain torch, f32": lambda: x @ weight.T,
     }
     benchmark(calls[who])
-
-
-@pytest.mark.parametrize("who", ["ours", "plain torch"])
-def test_quantize_activations_to_fp8(benchmark, who):
-    benchmark.group = "quantize 64 x 2048 in blocks of 128"
-    x = torch.randn(64, SIZE)
-    module = ops if who == "ours" else reference
-    codes, scales = ops.quantize_fp8(x)
-    expected_codes, expected_scales = reference.quantize_fp8(x)
-    assert torch.equal(codes.view(torch.uint8), expected_codes.view(torch.uint8))
-    assert torch.equal(scales, expected_scales)
-    benchmark(lambda: module.quantize_fp8(x))

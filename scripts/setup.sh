@@ -55,6 +55,7 @@ make_environment() {
     [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
     link=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch-of-another-python.pth
     # Without the link pip sees $venv alone, and installs there whatever else the other Python has.
+    linked=$(cat "$link" 2>/dev/null || true)
     rm -f "$link"
     outside=""
     if [ -n "$(torch_folder "$venv/bin/python")" ]; then
@@ -62,6 +63,8 @@ make_environment() {
         return
     fi
     outside=$(torch_folder "$python")
+    # A torch that an earlier call was shown stays in use.
+    [ -n "$outside" ] || [ ! -d "$linked/torch" ] || outside=$linked
     if [ -n "$outside" ]; then
         echo "setup: using torch from $outside; other packages are 0.1 GB to download"
     elif [ -n "${TORCH_PIP_ARGS:-}" ]; then

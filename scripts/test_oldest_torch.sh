@@ -13,5 +13,5 @@ if [ ! -x $venv/bin/pytest ]; then
         hypothesis pytest pytest-benchmark pytest-timeout
 fi
 # The comparison with transformers needs transformers, which is no part of the binding.
-PYTHONPATH=python $venv/bin/python -m pytest --quiet -p no:cacheprovider tests/test_binding.py tests/ops \
+PYTHONPATH=python $venv/bin/python -m pytest --quiet -p no:cacheprovider tests/test_binding*.py tests/ops \
     --ignore tests/ops/test_routing_transformers.py

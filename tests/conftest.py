@@ -29,6 +29,14 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the full number of cases the time that it takes, on a busy machine too."""
+    if PROFILE == "full":
+        for item in items:
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(7200))
+
+
 @pytest.fixture
 def full_profile() -> bool:
     """Whether the full number of cases was asked for."""

@@ -26,6 +26,8 @@ def run_fresh(code: str, *arguments: str) -> str:
         "from abyssal import Tokenizer",
         "from abyssal.kvcache import PageCache",
         "import abyssal.errors",
+        "import abyssal; abyssal.chat.ChatFormat",
+        "from abyssal.chat import recognize",
     ],
 )
 def test_importing_without_a_model_never_imports_torch(statement):

@@ -1,8 +1,8 @@
 """The DeepSeek model family in PyTorch, on the computer people have.
 
 Three doors, each usable alone: operations and modules (`abyssal.ops`, `abyssal.nn`), the engine
-(`abyssal.LLM`) and the command line (``abyssal --help``). `abyssal.Tokenizer` and
-`abyssal.kvcache` work without torch installed.
+(`abyssal.LLM`) and the command line (``abyssal --help``). `abyssal.Tokenizer`,
+`abyssal.chat` and `abyssal.kvcache` work without torch installed.
 
 Importing this package imports nothing else: a name is looked up when it is first used, so that a
 program which only counts tokens never loads torch. Importing starts no thread, changes no
@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from abyssal import kvcache, nn, ops, reference
+    from abyssal import chat, kvcache, nn, ops, reference
     from abyssal._core import OutOfPages, __version__
     from abyssal.engine import LLM, CompletionOutput, RequestOutput, SamplingParams
     from abyssal.tokenizer import Tokenizer
@@ -29,6 +29,7 @@ _HOMES: dict[str, str | None] = {
     "SamplingParams": "abyssal.engine",
     "Tokenizer": "abyssal.tokenizer",
     "__version__": "abyssal._core",
+    "chat": None,
     "kvcache": None,
     "nn": None,
     "ops": None,
@@ -43,6 +44,7 @@ __all__ = [
     "SamplingParams",
     "Tokenizer",
     "__version__",
+    "chat",
     "kvcache",
     "nn",
     "ops",

@@ -1,25 +1,33 @@
 # What the compiled module has; `make lint` compares this file with it (mypy.stubtest).
 # Tensors may be torch tensors, numpy arrays or other buffers; that cannot be written as one type
 # without importing torch, so they are `object` here and checked at run time.
+import os
 from collections.abc import Sequence
-from typing import Final, final
+from typing import Any, Final, final
 
 __all__ = [
     "DecodeStream",
     "OutOfPages",
     "PageCache",
+    "SavedPrefix",
     "Tokenizer",
     "__version__",
     "cpu_tier",
     "dequantize_fp8",
     "dequantize_mxfp4",
     "fp8_linear",
+    "gate_direct",
+    "gate_route",
     "mxfp4_linear",
+    "page_identities",
     "permute",
+    "prefer_large_pages",
     "quantize_fp8",
     "quantize_mxfp4",
     "route",
+    "route_direct",
     "route_table",
+    "save_prefix",
 ]
 
 __version__: str
@@ -42,6 +50,53 @@ def route(
     scale: float = 1.0,
     load: object = None,
 ) -> int: ...
+def gate_direct(
+    x: object,
+    weight: object,
+    top_k: object,
+    scoring: object,
+    correction_bias: object,
+    num_groups: object,
+    top_groups: object,
+    group_score: object,
+    normalize: object,
+    scale: object,
+    out: object,
+    load: object,
+    logits: object,
+    num_threads: int,
+) -> tuple[Any, Any] | None: ...
+def gate_route(
+    x: object,
+    weight: object,
+    weights: object,
+    indices: object,
+    *,
+    top_k: int,
+    scoring: str,
+    correction_bias: object = None,
+    num_groups: int = 1,
+    top_groups: int = 1,
+    group_score: str = "top2_sum",
+    normalize: bool = True,
+    scale: float = 1.0,
+    load: object = None,
+    logits: object = None,
+    num_threads: int = 1,
+) -> int: ...
+def route_direct(
+    logits: object,
+    top_k: object,
+    scoring: object,
+    correction_bias: object,
+    num_groups: object,
+    top_groups: object,
+    group_score: object,
+    normalize: object,
+    scale: object,
+    out: object,
+    load: object,
+) -> tuple[Any, Any] | None: ...
 def route_table(
     logits: object,
     token_ids: object,
@@ -55,6 +110,7 @@ def route_table(
     load: object = None,
 ) -> int: ...
 def permute(indices: object, num_experts: int, order: object, offsets: object) -> None: ...
+def prefer_large_pages(tensor: object) -> None: ...
 def quantize_fp8(
     x: object, codes: object, scales: object, block: tuple[int, int], scale_format: str
 ) -> None: ...
@@ -96,14 +152,38 @@ class DecodeStream:
 
 @final
 class PageCache:
-    def __new__(cls, num_pages: int, page_size: int = 64) -> PageCache: ...
-    def open(self, token_ids: object, salt: bytes = b"") -> tuple[int, int]: ...
+    def __new__(
+        cls, num_pages: int, page_size: int = 64, *, reuse: bool = True, events: bool = False
+    ) -> PageCache: ...
+    def open(
+        self,
+        token_ids: object,
+        salt: bytes = b"",
+        *,
+        max_cached: int | None = None,
+        multiple_of: int = 1,
+    ) -> tuple[int, int]: ...
     def step(
-        self, handles: object, counts: object, block_tables_out: object
+        self, handles: object, counts: object, block_tables_out: object, written: object = None
     ) -> list[tuple[int, int]]: ...
-    def commit(self, handles: object, computed: object, publish: bool | Sequence[bool]) -> None: ...
+    def commit(
+        self,
+        handles: object,
+        computed: object,
+        publish: bool | Sequence[bool],
+        token_ids: object = None,
+    ) -> None: ...
     def fork(self, handle: int) -> int: ...
     def close(self, handle: int) -> None: ...
+    def clear(self) -> None: ...
+    def take_events(
+        self,
+        *,
+        timestamp: float | None = None,
+        data_parallel_rank: int | None = None,
+        medium: str = "GPU",
+        full_hashes: bool = False,
+    ) -> bytes | None: ...
     def stats(self) -> dict[str, int]: ...
     def audit(self) -> None: ...
     @property
@@ -112,3 +192,33 @@ class PageCache:
     def page_size(self) -> int: ...
     @property
     def free_pages(self) -> int: ...
+
+def save_prefix(
+    path: str | os.PathLike[str],
+    token_ids: object,
+    pages: object,
+    *,
+    fingerprint: str,
+    dtype: str,
+    page_size: int = 64,
+) -> None: ...
+def page_identities(token_ids: object, page_size: int = 64, salt: bytes = b"") -> list[bytes]: ...
+
+@final
+class SavedPrefix:
+    @staticmethod
+    def open(
+        path: str | os.PathLike[str], *, fingerprint: str, dtype: str, mapped: bool = True
+    ) -> SavedPrefix: ...
+    @property
+    def token_ids(self) -> memoryview[int]: ...
+    @property
+    def pages(self) -> memoryview[int]: ...
+    @property
+    def num_pages(self) -> int: ...
+    @property
+    def page_size(self) -> int: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...

@@ -23,3 +23,7 @@ class RequestError(AbyssalError, ValueError):
 
 class TokenizerError(AbyssalError, ValueError):
     """A tokenizer file is unsupported or damaged, or a text or token id cannot be translated."""
+
+
+class SavedPrefixError(AbyssalError, ValueError):
+    """A saved prefix is damaged, cut, extended, or was saved by another model."""

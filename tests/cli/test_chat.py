@@ -1,6 +1,7 @@
 from tiny_texts import CHAT_TEMPLATE, write_tokenizer
 
 from abyssal import LLM
+from abyssal.cli.console import printable
 from abyssal.testing.checkpoints import write_checkpoint
 
 
@@ -55,3 +56,28 @@ def test_parameters_are_judged_before_the_model_is_loaded(run, chat_model):
     assert done.code == 1
     assert "top_p is 2.0" in done.err
     assert "loading" not in done.err
+
+
+def test_what_a_model_thinks_goes_to_standard_error(run, chat_model):
+    options = ("-m", chat_model, "-n", 8, "-t", 0, "--chat-format", "r1")
+    done = run("chat", *options, stdin=b"In the beginning\n")
+    assert done.code == 0, done.err
+    # This model never ends the thought that the format opens.
+    assert done.out == "\n"
+    llm = LLM(chat_model, chat_format="r1")
+    prompt = llm.chat_prompt([{"role": "user", "content": "In the beginning"}])
+    params = llm.get_default_sampling_params()
+    (output,) = llm.generate(
+        {"prompt_token_ids": prompt}, type(params)(temperature=0.0, max_tokens=8)
+    )
+    thought = llm.chat_format.parse(output.outputs[0].token_ids, prompt)["reasoning_content"]
+    assert printable(thought) + "\n" in done.err
+
+
+def test_options_that_a_format_lacks_are_refused_before_the_first_message(run, chat_model):
+    done = run("chat", "-m", chat_model, "--thinking", "--chat-format", "v3", stdin=b"hello\n")
+    assert done.code == 1
+    assert "chat format v3 never thinks" in done.err
+    done = run("chat", "-m", chat_model, "--chat-format", "v9", stdin=b"hello\n")
+    assert done.code == 1
+    assert "unknown chat format 'v9', known are v3" in done.err

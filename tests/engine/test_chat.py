@@ -48,6 +48,34 @@ def test_two_halves_of_a_control_token_do_not_meet(llm) -> None:
     assert sum(each in llm.tokenizer.special_ids for each in ids) == 3
 
 
+def test_a_known_format_serves_the_engine_and_parses_its_answers(open_llm) -> None:
+    """The conftest's template refuses system messages, so it is no known one unless named."""
+    assert open_llm().chat_format.name == "template"
+    engine = open_llm(chat_format="v3")
+    assert engine.chat_format.name == "v3"
+    system = [{"role": "system", "content": "be brief"}, *TALK]
+    prompt = engine.chat_prompt(system)
+    assert engine.tokenizer.decode(prompt).startswith(f"{BOS}be brief{USER}the word{ASSISTANT}")
+    params = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+    (output,) = engine.chat(system, params)
+    assert output.prompt_token_ids == prompt
+    answer = engine.chat_format.parse(output.outputs[0].token_ids, prompt)
+    assert answer["role"] == "assistant"
+    assert answer["content"] == output.outputs[0].text.lstrip("\n")
+    with pytest.raises(RequestError, match="has no option 'color'"):
+        engine.chat(TALK, params, chat_template_kwargs={"color": "red"})
+    with pytest.raises(RequestError, match="unknown chat format 'v9'"):
+        open_llm(chat_format="v9").chat(TALK, params)
+
+
+def test_tools_reach_the_format(open_llm) -> None:
+    engine = open_llm(chat_format="v3.1")
+    tools = [{"type": "function", "function": {"name": "word", "parameters": {}}}]
+    params = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True)
+    (output,) = engine.chat(TALK, params, tools=tools)
+    assert "### word" in engine.tokenizer.decode(output.prompt_token_ids)
+
+
 def test_chat_answers_one_conversation_or_several(llm) -> None:
     params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
     (one,) = llm.chat(TALK, params)

@@ -1,6 +1,7 @@
 """The comparison with transformers: random checkpoints of every family, run by both."""
 
 import copy
+import inspect
 import random
 from dataclasses import dataclass
 
@@ -120,6 +121,12 @@ def peer_model(config, folder, dtype=torch.float32):
     ).eval()
 
 
+def cache_name(peer):
+    """Return what this release of transformers calls the cache: 5.24 has renamed it."""
+    parameters = inspect.signature(peer.forward).parameters
+    return "cache" if "cache" in parameters else "past_key_values"
+
+
 def compare(case, folder):
     """Write the checkpoint, run both programs on it, and measure the difference."""
     write_folder(folder, case.config, make_tensors(case.config, seed=case.seed))
@@ -132,11 +139,12 @@ def compare_models(model, peer, prompt, steps=DECODE_STEPS):
     sequence = Sequence(model, len(prompt), len(prompt) + steps)
     mine, theirs = Choices(), PeerChoices(peer)
     error, tokens = 0.0, 0
-    past, ids = None, list(prompt)
+    cache, ids = cache_name(peer), list(prompt)
+    past = None
     for _ in range(steps + 1):
         with torch.no_grad():
-            result = peer(torch.tensor([ids]), past_key_values=past, use_cache=True)
-        past, want = result.past_key_values, result.logits[0].float()
+            result = peer(torch.tensor([ids]), **{cache: past}, use_cache=True)
+        past, want = getattr(result, cache), result.logits[0].float()
         got = sequence.step(ids, mine)
         error = max(error, float(((got - want).abs().max()) / want.abs().max().clamp(min=1)))
         best = want.topk(2)

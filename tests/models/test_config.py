@@ -85,7 +85,7 @@ def test_a_missing_yarn_factor_is_the_quotient_of_the_contexts():
 
 def test_head_dim_and_code_in_the_file_change_nothing():
     extra = {
-        "head_dim": 8,
+        "head_dim": 10,  # the size of no part of a head
         "auto_map": {"AutoModelForCausalLM": "evil.Model"},
         "trust_remote_code": True,
         "num_key_value_heads": 1,

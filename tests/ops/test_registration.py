@@ -22,11 +22,14 @@ def arguments():
     codes, scales = ops.quantize_fp8(x)
     packed = ops.quantize_mxfp4(torch.randn(40, 64))
     gradient = torch.randn(5, 64, requires_grad=True)
+    gate = torch.randn(16, 64)
     return [
         ("route", (logits, 3, "softmax")),
         ("route", (needs_gradient, 3, "sigmoid", bias, 4, 2, "top2_sum", True, 2.5)),
         ("route_table", (logits, ids, table, "sqrtsoftplus")),
         ("route_table", (needs_gradient, ids, table, "sigmoid", True, 1.5)),
+        ("gate_route", (x, gate.clone(), 3, "softmax")),
+        ("gate_route", (gradient, gate.requires_grad_(), 3, "sigmoid", bias, 4, 2)),
         ("permute", (torch.randint(16, (6, 3)), 16)),
         ("quantize_fp8", (x, [1, 128], "ue8m0")),
         ("dequantize_fp8", (codes, scales, [1, 128], torch.float16)),

@@ -31,7 +31,12 @@ def added_tokens(draw):
     vocabulary = families.spec("modern")["model"]["vocab"]
     free = [content for content in CONTENTS if content not in vocabulary]
     contents = draw(st.lists(st.sampled_from(free), unique=True, max_size=6))
-    return [{"content": c} | {flag: draw(st.booleans()) for flag in FLAGS} for c in contents]
+    tokens = [{"content": c} | {flag: draw(st.booleans()) for flag in FLAGS} for c in contents]
+    if any(token["rstrip"] for token in tokens):
+        # White space that one token has taken and another begins with: Hugging Face gives it to
+        # both, or panics ("bad split").
+        tokens = [token for token in tokens if not token["content"][0].isspace()]
+    return tokens
 
 
 @given(

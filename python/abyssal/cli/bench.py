@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 #: What can be measured -> the modules that yield its rows.
 SUBJECTS: dict[str, tuple[str, ...]] = {
-    "ops": ("abyssal.bench.ops",),
+    "ops": ("abyssal.bench.ops", "abyssal.bench.kvcache"),
 }
 
 

@@ -18,9 +18,12 @@ from abyssal.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from abyssal import LLM, SamplingParams
+    from collections.abc import Iterable
 
-Message = dict[str, str]
+    from abyssal import LLM, SamplingParams
+    from abyssal.chat import Delta
+
+Message = dict[str, Any]
 
 
 def chat(
@@ -37,6 +40,17 @@ def chat(
         float | None, typer.Option("--top-p", help="Default: what the checkpoint recommends.")
     ] = None,
     seed: SeedOption = None,
+    thinking: Annotated[
+        bool | None,
+        typer.Option(
+            "--thinking/--no-thinking",
+            help="Whether the model thinks first, where it has the choice; default: the format's.",
+        ),
+    ] = None,
+    chat_format: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Chat format; default: found by the checkpoint's files."),
+    ] = None,
     dtype: DtypeOption = None,
     threads: ThreadsOption = None,
 ) -> None:
@@ -44,7 +58,7 @@ def chat(
 
     Each line is a message; an empty line or the end of the input ends the talk. Ctrl-C stops an
     answer, and at the prompt the talk. The chat format is the checkpoint's own; a model without
-    one continues texts: use generate.
+    one continues texts: use generate. What a model thinks goes to standard error.
     """
     from abyssal import SamplingParams
 
@@ -52,14 +66,17 @@ def chat(
     asked |= {"temperature": temperature} if temperature is not None else {}
     asked |= {"top_p": top_p} if top_p is not None else {}
     SamplingParams(**asked)  # judged before the model is loaded
-    llm = open_model(model, dtype, threads)
+    llm = open_model(model, dtype, threads, chat_format=chat_format)
+    options = {} if thinking is None else {"thinking": thinking}
     start: list[Message] = [{"role": "system", "content": system}] if system else []
     # A checkpoint without a chat format is refused now, not after the first message.
-    llm.chat_prompt([*start, {"role": "user", "content": "."}])
-    _talk(llm, start, replace(llm.get_default_sampling_params(), **asked))
+    llm.chat_prompt([*start, {"role": "user", "content": "."}], **options)
+    _talk(llm, start, replace(llm.get_default_sampling_params(), **asked), options)
 
 
-def _talk(llm: LLM, messages: list[Message], params: SamplingParams) -> None:
+def _talk(
+    llm: LLM, messages: list[Message], params: SamplingParams, options: dict[str, Any]
+) -> None:
     """Take lines and answer them until an empty one."""
     from abyssal.cli.console import notes
     from abyssal.errors import RequestError
@@ -70,7 +87,7 @@ def _talk(llm: LLM, messages: list[Message], params: SamplingParams) -> None:
             return
         messages.append({"role": "user", "content": line})
         try:
-            messages.append({"role": "assistant", "content": _answer(llm, messages, params)})
+            messages.append(_answer(llm, llm.chat_prompt(messages, **options), params))
         except RequestError as error:
             # The message that could not be answered leaves the talk; what came before stays.
             messages.pop()
@@ -89,17 +106,32 @@ def _read_line() -> str:
         return ""
 
 
-def _answer(llm: LLM, messages: list[Message], params: SamplingParams) -> str:
-    """Stream one answer to standard output, and its speed to standard error."""
+def _answer(llm: LLM, prompt: list[int], params: SamplingParams) -> Message:
+    """Stream one answer to standard output; its thoughts and its speed to standard error."""
     from abyssal.cli.console import Speed, notes, printable, steps
 
-    show = printable if sys.stdout.isatty() else str
-    speed, text = Speed(), ""
-    for answer in steps(llm.stream(llm.chat_prompt(messages), params), speed):
-        sys.stdout.write(show(answer.text[len(text) :]))
-        sys.stdout.flush()
-        text = answer.text
+    speed, aside, done, thinks = Speed(), notes(), 0, False
+    parser = llm.chat_format.parser(prompt, tools=False)
+
+    def show(deltas: Iterable[Delta]) -> None:
+        nonlocal thinks
+        for delta in deltas:
+            if thinks and delta.kind == "content":
+                aside.print()
+            thinks = delta.kind == "reasoning"
+            if thinks:
+                aside.print(printable(delta.text), style="dim", markup=False, end="")
+            else:
+                sys.stdout.write(printable(delta.text) if sys.stdout.isatty() else delta.text)
+                sys.stdout.flush()
+
+    for answer in steps(llm.stream(prompt, params), speed):
+        show(parser.push(answer.token_ids[done:]))
+        done = len(answer.token_ids)
+    show(parser.finish())
+    if thinks:
+        aside.print()
     sys.stdout.write("\n")
     sys.stdout.flush()
-    notes().print(speed.line(), style="dim", markup=False)
-    return text
+    aside.print(speed.line(), style="dim", markup=False)
+    return parser.message()

@@ -65,7 +65,9 @@ def find_model(model: str | None) -> Path:
     return hub.bundled_model() if model is None else hub.resolve(model)
 
 
-def open_model(model: str | None, dtype: str | None, threads: int | None) -> LLM:
+def open_model(
+    model: str | None, dtype: str | None, threads: int | None, *, chat_format: str | None = None
+) -> LLM:
     """Load the named model, or the bundled one, and show how far that is."""
     from abyssal.cli.console import loading
 
@@ -73,7 +75,13 @@ def open_model(model: str | None, dtype: str | None, threads: int | None) -> LLM
     with loading(model or folder.name) as progress:
         from abyssal import LLM
 
-        return LLM(str(folder), dtype=dtype, num_threads=threads, progress=progress)
+        return LLM(
+            str(folder),
+            dtype=dtype,
+            num_threads=threads,
+            chat_format=chat_format,
+            progress=progress,
+        )
 
 
 def sampling(

@@ -84,7 +84,7 @@ class EngineCore:
                     sequence.finish("error", error="interrupted while a token was being added")
             if request.finished:
                 self.requests.pop(request.number, None)
-        self.cache = PageCache(self.cache.num_pages, self.cache.page_size)
+        self.cache = PageCache(self.cache.num_pages, self.cache.page_size, reuse=False)
         self.scheduler.start_over(self.cache, list(self.requests.values()))
         self._clean = True
 

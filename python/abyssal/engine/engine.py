@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import torch
 
-from abyssal.engine.chat import ChatFormat
+from abyssal.engine.chat import Chats, Format
 from abyssal.engine.core import EngineCore
 from abyssal.engine.generation import GenerationConfig
 from abyssal.engine.memory import free_memory, pool_tokens
@@ -46,6 +46,7 @@ class LLM:
         max_num_seqs: Sequences computed at once.
         max_num_batched_tokens: Tokens computed at once; prompts are cut to fit.
         max_logprobs: Most log probabilities that a request may ask for.
+        chat_format: Name of the chat format; None recognizes it by the checkpoint's files.
         progress: Called while loading, as ``progress(stage, done_bytes, total_bytes)``.
 
     Raises:
@@ -72,6 +73,7 @@ class LLM:
         max_num_seqs: int = 64,
         max_num_batched_tokens: int = 1024,
         max_logprobs: int = 20,
+        chat_format: str | None = None,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
         for name, value, least in (
@@ -110,14 +112,14 @@ class LLM:
         core = EngineCore(
             Runner(self.model, pages, page_size, row_type),
             self._texts,
-            PageCache(pages, page_size),
+            PageCache(pages, page_size, reuse=False),
             eos_ids=self.eos_ids,
             max_length=self.limits.max_tokens,
             max_num_seqs=max_num_seqs,
             max_tokens=max_num_batched_tokens,
         )
         self._core = SharedCore(core, self.num_threads)
-        self._chat: ChatFormat | None = None
+        self._chats = Chats(self.path, self._texts, chat_format)
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -203,11 +205,17 @@ class LLM:
                 while request.news:
                     yield request.news.popleft()
 
+    @property
+    def chat_format(self) -> Format:
+        """The checkpoint's chat format, which also parses answers; see `abyssal.chat`."""
+        return self._chats.format
+
     def chat(
         self,
         messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         use_tqdm: bool = False,
@@ -217,37 +225,30 @@ class LLM:
         Args:
             messages: A conversation, or a list of them: dictionaries with ``role`` and ``content``.
             sampling_params: As for ``generate``.
+            tools: Tools in OpenAI's form.
             add_generation_prompt: Whether to open the assistant's turn.
-            chat_template_kwargs: Further variables of the template.
+            chat_template_kwargs: Further options of the format, ``{"thinking": True}`` for one.
             use_tqdm: Whether to show a progress bar.
 
         Returns:
             One output for each conversation.
 
         Raises:
-            RequestError: as ``generate``; no chat template; messages that it refuses.
+            RequestError: as ``generate``; no chat format; messages that it refuses.
+
+        Guarantees: texts never become control tokens; see `abyssal.chat`.
         """
-        listed = isinstance(messages, list | tuple) and bool(messages)
-        several_talks = listed and isinstance(messages[0], list | tuple)
-        talks: Any = messages if several_talks else [messages]
-        options = dict(chat_template_kwargs or {})
-        prompts: list[Prompt] = [
-            self.chat_prompt(talk, add_generation_prompt=add_generation_prompt, **options)
-            for talk in talks
-        ]
+        options = {"tools": tools, "add_generation_prompt": add_generation_prompt}
+        prompts = self._chats.encode_all(messages, options | dict(chat_template_kwargs or {}))
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
 
     def chat_prompt(
         self,
         messages: Sequence[Mapping[str, Any]],
-        *,
-        add_generation_prompt: bool = True,
-        **variables: Any,  # noqa: ANN401 - whatever the template knows
+        **options: Any,  # noqa: ANN401 - whatever the format knows
     ) -> list[int]:
-        """Return the token ids of one conversation, for ``stream``; arguments as for ``chat``."""
-        if self._chat is None:
-            self._chat = ChatFormat(self.path, self.require_tokenizer())
-        return self._chat.encode(messages, add_generation_prompt=add_generation_prompt, **variables)
+        """Return the token ids of one conversation, for ``stream``; options as for ``chat``."""
+        return self._chats.format.encode(messages, **options)
 
     def logits(self, token_ids: Sequence[int]) -> torch.Tensor:
         """Compute the logits after every position of one prompt.

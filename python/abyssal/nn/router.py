@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from abyssal import ops, reference
+
+_GATE_DTYPES = (torch.float32, torch.bfloat16)
 
 
 class Router(nn.Module):
@@ -26,6 +30,8 @@ class Router(nn.Module):
         dtype: Type of the stored weight; the product is always f32.
 
     Guarantees: as ``abyssal.ops.route``: ties go to the lower index, the bias receives no gradient.
+    On a CPU, where no gradient is recorded, product and routing are one call,
+    ``abyssal.ops.gate_route``, whose rows do not depend on one another.
     """
 
     def __init__(
@@ -67,16 +73,27 @@ class Router(nn.Module):
             Weights f32 ``[tokens, top_k]`` and expert indices int32 ``[tokens, top_k]``, best
             first.
         """
-        logits = self.logits(x)
-        route = reference.route if logits.requires_grad else ops.route
-        return route(
-            logits,
-            top_k=self.top_k,
-            scoring=self.scoring,
-            correction_bias=self.correction_bias,
-            num_groups=self.num_groups,
-            top_groups=self.top_groups,
-            group_score=self.group_score,
-            normalize=self.normalize,
-            scale=self.scale,
-        )
+        if self._recorded(x) or x.device.type != "cpu" or not self._gated(x):
+            logits = self.logits(x)
+            route = reference.route if logits.requires_grad else ops.route
+            return route(logits, **self._rule())
+        return ops.gate_route(x, self.weight, **self._rule())
+
+    def _recorded(self, x: torch.Tensor) -> bool:
+        return torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
+
+    def _gated(self, x: torch.Tensor) -> bool:
+        """Whether product and routing can be one call."""
+        return x.dtype in _GATE_DTYPES and self.weight.dtype in _GATE_DTYPES
+
+    def _rule(self) -> dict[str, Any]:
+        return {
+            "top_k": self.top_k,
+            "scoring": self.scoring,
+            "correction_bias": self.correction_bias,
+            "num_groups": self.num_groups,
+            "top_groups": self.top_groups,
+            "group_score": self.group_score,
+            "normalize": self.normalize,
+            "scale": self.scale,
+        }

@@ -5,6 +5,7 @@ the same names.
 """
 
 from . import registration
+from .gate import gate_route
 from .quant import (
     dequantize_fp8,
     dequantize_mxfp4,
@@ -19,6 +20,7 @@ __all__ = [
     "dequantize_fp8",
     "dequantize_mxfp4",
     "fp8_linear",
+    "gate_route",
     "mxfp4_linear",
     "permute",
     "quantize_fp8",

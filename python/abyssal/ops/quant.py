@@ -5,6 +5,7 @@ plain PyTorch, bit for bit where nothing is summed.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,20 +15,49 @@ from abyssal.reference.checks import FLOATS, SCALE_FORMATS, check_choice, check_
 
 from .native import core, is_direct, plain
 
+FP8_CODES = torch.float8_e4m3fn
+# From here on a page fault every 4 KB of a new result costs more than asking for large pages.
+LARGE_RESULT = 1 << 22
 
-def _matrices(
-    tensor: Tensor, scales: Tensor, out: Tensor, block_rows: int
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Cut leading dimensions into matrices; rows of one-row blocks all go into one matrix."""
-    if tensor.dim() <= 2 or block_rows == 1:
-        shaped = [part.reshape(-1, part.shape[-1]) for part in (tensor, scales, out)]
-        return [(shaped[0], shaped[1], shaped[2])]
-    parts = [part.flatten(0, -3).unbind(0) for part in (tensor, scales, out)]
-    return list(zip(*parts, strict=True))
+
+def _rows(tensor: Tensor) -> Tensor:
+    """Return a tensor whose columns lie side by side, the same one if they do already."""
+    if tensor.layout is not torch.strided or (tensor.dim() < 4 and tensor.stride(-1) == 1):
+        return tensor
+    return tensor.contiguous()
+
+
+def _place(out: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Return memory for a result: the caller's where the compiled code can write to it."""
+    if out is not None and out.is_contiguous() and is_direct(out):
+        return out
+    place = torch.empty(shape, dtype=dtype)
+    if place.nbytes >= LARGE_RESULT:
+        core().prefer_large_pages(place)
+    return place
+
+
+def _done(function: str, *tensors: Tensor, rest: tuple[object, ...] = ()) -> bool:
+    """Try the compiled code on plain tensors, results included, without looking at them first.
+
+    It checks everything itself and writes nothing when it refuses. Then, and for tensors that are
+    traced or no plain ones, the way of every call follows, with its messages.
+    """
+    if torch.compiler.is_compiling() or any(type(tensor) is not Tensor for tensor in tensors):
+        return False
+    try:
+        getattr(core(), function)(*tensors, *rest)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def quantize_fp8(
-    x: Tensor, block: tuple[int, int] = (1, 128), scale_format: str = "f32"
+    x: Tensor,
+    block: tuple[int, int] = (1, 128),
+    scale_format: str = "f32",
+    *,
+    out: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Quantize to FP8 e4m3 with one scale per block.
 
@@ -36,6 +66,7 @@ def quantize_fp8(
             row high. Leading dimensions are independent matrices.
         block: rows and columns of a block; the last ones may be ragged.
         scale_format: ``"f32"``, or ``"ue8m0"``, which rounds each scale up to a power of two.
+        out: tensors for the two results. They may not share memory with each other or with ``x``.
 
     Returns:
         ``(codes, scales)``: ``torch.float8_e4m3fn`` of x's shape, and float32
@@ -53,19 +84,24 @@ def quantize_fp8(
 
     Source: DeepSeek-V3 ``inference/kernel.py``.
     """
+    if out is not None and len(out) == 2:
+        rest = (tuple(block), scale_format)
+        if _done("quantize_fp8", x, out[0], out[1], rest=rest):
+            return out
     check_dtype("x", x, FLOATS)
     check_choice("scale_format", scale_format, SCALE_FORMATS)
     formats.check_fp8_input(x, block)
-    x = x.detach()
+    across = formats.scale_shape(x.shape, block)
+    given = formats.check_pair(out, (x.shape, FP8_CODES), (across, torch.float32))
+    if x.requires_grad:
+        x = x.detach()
     if not is_direct(x):
-        quantized: tuple[Tensor, Tensor]
         quantized = torch.ops.abyssal.quantize_fp8(x, list(block), scale_format)
-        return quantized
-    codes = torch.empty(x.shape, dtype=torch.float8_e4m3fn)
-    scales = torch.empty(formats.scale_shape(x.shape, block), dtype=torch.float32)
-    for part, part_scales, part_codes in _matrices(x.contiguous(), scales, codes, block[0]):
-        core().quantize_fp8(part, part_codes, part_scales, tuple(block), scale_format)
-    return codes, scales
+        return formats.deliver(quantized, out)
+    codes = _place(given[0], x.shape, FP8_CODES)
+    scales = _place(given[1], across, torch.float32)
+    core().quantize_fp8(_rows(x), codes, scales, tuple(block), scale_format)
+    return formats.deliver((codes, scales), out)
 
 
 def dequantize_fp8(
@@ -73,6 +109,8 @@ def dequantize_fp8(
     scales: Tensor,
     block: tuple[int, int],
     dtype: torch.dtype = torch.bfloat16,
+    *,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Return ``codes * scales``, each block with its scale.
 
@@ -82,6 +120,7 @@ def dequantize_fp8(
             them. Checkpoints call this factor an inverse scale.
         block: rows and columns of a block.
         dtype: float32, bfloat16 or float16.
+        out: a tensor for the result. It may not share memory with ``codes`` or ``scales``.
 
     Returns:
         A tensor of ``dtype`` with the shape of ``codes``.
@@ -95,22 +134,25 @@ def dequantize_fp8(
 
     Source: DeepSeek-V3 ``inference/kernel.py``.
     """
+    if out is not None and type(out) is Tensor and out.dtype is dtype:
+        if _done("dequantize_fp8", codes, scales, out, rest=(tuple(block),)):
+            return out
     formats.check_fp8_codes(codes, scales, block, dtype)
+    formats.check_out("out", out, codes.shape, dtype)
     if not is_direct(codes):
-        values: Tensor = torch.ops.abyssal.dequantize_fp8(codes, scales, list(block), dtype)
-        return values
-    out = torch.empty(codes.shape, dtype=dtype)
-    parts = _matrices(codes.contiguous(), scales.detach().contiguous(), out, block[0])
-    for part, part_scales, part_out in parts:
-        core().dequantize_fp8(part, part_scales, part_out, tuple(block))
-    return out
+        values = torch.ops.abyssal.dequantize_fp8(codes, scales, list(block), dtype)
+        return formats.deliver_one(values, out)
+    result = _place(out, codes.shape, dtype)
+    core().dequantize_fp8(_rows(codes), plain(scales), result, tuple(block))
+    return formats.deliver_one(result, out)
 
 
-def quantize_mxfp4(x: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_mxfp4(x: Tensor, *, out: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
     """Quantize to MXFP4: e2m1 elements, one power-of-two scale per 32 columns.
 
     Args:
         x: ``[..., columns]`` float32, bfloat16 or float16; 32 divides ``columns``.
+        out: tensors for the two results. They may not share memory with each other or with ``x``.
 
     Returns:
         ``(codes, scales)``, both uint8: ``[..., columns / 2]``, two elements to a byte, the
@@ -127,27 +169,37 @@ def quantize_mxfp4(x: Tensor) -> tuple[Tensor, Tensor]:
 
     Source: Open Compute Project, Microscaling Formats 1.0.
     """
+    if out is not None and len(out) == 2 and _done("quantize_mxfp4", x, *out):
+        return out
     check_dtype("x", x, FLOATS)
     formats.check_fp4_input(x)
-    x = x.detach()
+    leading, columns = x.shape[:-1], x.shape[-1]
+    halves, blocks = (*leading, columns // 2), (*leading, columns // formats.FP4_BLOCK)
+    given = formats.check_pair(out, (halves, torch.uint8), (blocks, torch.uint8))
+    if x.requires_grad:
+        x = x.detach()
     if not is_direct(x):
-        quantized: tuple[Tensor, Tensor] = torch.ops.abyssal.quantize_mxfp4(x)
-        return quantized
-    columns = x.shape[-1]
-    codes = torch.empty(*x.shape[:-1], columns // 2, dtype=torch.uint8)
-    scales = torch.empty(*x.shape[:-1], columns // formats.FP4_BLOCK, dtype=torch.uint8)
-    ((part, part_scales, part_codes),) = _matrices(x.contiguous(), scales, codes, 1)
-    core().quantize_mxfp4(part, part_codes, part_scales)
-    return codes, scales
+        return formats.deliver(torch.ops.abyssal.quantize_mxfp4(x), out)
+    codes = _place(given[0], halves, torch.uint8)
+    scales = _place(given[1], blocks, torch.uint8)
+    core().quantize_mxfp4(_rows(x), codes, scales)
+    return formats.deliver((codes, scales), out)
 
 
-def dequantize_mxfp4(codes: Tensor, scales: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+def dequantize_mxfp4(
+    codes: Tensor,
+    scales: Tensor,
+    dtype: torch.dtype = torch.bfloat16,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
     """Return the values of MXFP4 codes.
 
     Args:
         codes: ``[..., columns / 2]`` uint8 (or int8, as checkpoints store them).
         scales: ``[..., columns / 32]`` uint8 or ``torch.float8_e8m0fnu``.
         dtype: float32, bfloat16 or float16.
+        out: a tensor for the result. It may not share memory with ``codes`` or ``scales``.
 
     Returns:
         ``[..., columns]`` of ``dtype``.
@@ -162,16 +214,19 @@ def dequantize_mxfp4(codes: Tensor, scales: Tensor, dtype: torch.dtype = torch.b
 
     Source: Open Compute Project, Microscaling Formats 1.0.
     """
+    if out is not None and type(out) is Tensor and out.dtype is dtype:
+        if _done("dequantize_mxfp4", codes, scales, out):
+            return out
     formats.check_fp4_codes(codes, scales, dtype)
+    shape = (*codes.shape[:-1], codes.shape[-1] * 2)
+    formats.check_out("out", out, shape, dtype)
     if not is_direct(codes):
-        values: Tensor = torch.ops.abyssal.dequantize_mxfp4(codes, scales, dtype)
-        return values
-    out = torch.empty(*codes.shape[:-1], codes.shape[-1] * 2, dtype=dtype)
-    packed, exponents = codes.contiguous().view(torch.uint8), scales.contiguous()
-    parts = _matrices(packed, exponents.view(torch.uint8), out, 1)
-    ((part, part_scales, part_out),) = parts
-    core().dequantize_mxfp4(part, part_scales, part_out)
-    return out
+        values = torch.ops.abyssal.dequantize_mxfp4(codes, scales, dtype)
+        return formats.deliver_one(values, out)
+    result = _place(out, shape, dtype)
+    packed, exponents = _rows(codes).view(torch.uint8), scales.contiguous().view(torch.uint8)
+    core().dequantize_mxfp4(packed, exponents, result)
+    return formats.deliver_one(result, out)
 
 
 def _product_shape(x: Tensor, out_features: int) -> tuple[Tensor, Tensor]:

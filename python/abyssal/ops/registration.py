@@ -14,12 +14,15 @@ from abyssal import reference
 from abyssal.reference import formats
 from abyssal.reference.routing import expert_weights
 
-from . import quant, routing
+from . import gate, quant, routing
 
 _SCHEMAS = {
     "route": "(Tensor logits, int top_k, str scoring, Tensor? correction_bias=None,"
     " int num_groups=1, int top_groups=1, str group_score='top2_sum', bool normalize=True,"
     " float scale=1.0) -> (Tensor, Tensor)",
+    "gate_route": "(Tensor x, Tensor weight, int top_k, str scoring, Tensor? correction_bias=None,"
+    " int num_groups=1, int top_groups=1, str group_score='top2_sum', bool normalize=True,"
+    " float scale=1.0) -> (Tensor, Tensor, Tensor)",
     "route_table": "(Tensor logits, Tensor token_ids, Tensor table, str scoring,"
     " bool normalize=True, float scale=1.0) -> (Tensor, Tensor)",
     "permute": "(Tensor indices, int num_experts) -> (Tensor, Tensor)",
@@ -62,8 +65,8 @@ def _kernel(name: str, function: Operation) -> Operation:
     Tensors lose their gradient and their subclass, so that the function finds nothing left for the
     dispatcher to do.
     """
-    positional = {"route": 1, "route_table": 3}.get(name)
-    names = (*_ROUTE, *_WEIGHTING) if name == "route" else ("scoring", *_WEIGHTING)
+    positional = {"route": 1, "route_table": 3, "gate_route": 2}.get(name)
+    names = ("scoring", *_WEIGHTING) if name == "route_table" else (*_ROUTE, *_WEIGHTING)
 
     def kernel(*arguments: object) -> object:
         bare = [
@@ -87,6 +90,23 @@ def _routed(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
 
 def _fake_route(logits: Tensor, top_k: int, *_: object) -> tuple[Tensor, Tensor]:
     return _routed(logits, top_k)
+
+
+def _with_logits(function: Operation) -> Operation:
+    """Let a gate return its logits too: its gradient needs them."""
+
+    def gate_route(x: Tensor, weight: Tensor, **rule: object) -> tuple[Tensor, Tensor, Tensor]:
+        logits = x.new_empty((x.shape[0], weight.shape[0]), dtype=torch.float32)
+        return *function(x, weight, logits=logits, **rule), logits
+
+    return gate_route
+
+
+def _fake_gate_route(
+    x: Tensor, weight: Tensor, top_k: int, *_: object
+) -> tuple[Tensor, Tensor, Tensor]:
+    logits = x.new_empty((x.shape[0], weight.shape[0]), dtype=torch.float32)
+    return *_routed(logits, top_k), logits
 
 
 def _fake_route_table(
@@ -132,6 +152,7 @@ def _fake_linear(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
 
 _FAKES: dict[str, Operation] = {
     "route": _fake_route,
+    "gate_route": _fake_gate_route,
     "route_table": _fake_route_table,
     "permute": _fake_permute,
     "quantize_fp8": _fake_quantize_fp8,
@@ -153,15 +174,40 @@ def _save_routing(ctx: _Context, inputs: tuple[Any, ...], output: tuple[Tensor, 
 
 
 def _route_backward(ctx: _Context, gradient: Tensor, _: object) -> tuple[Tensor | None, ...]:
-    """Differentiate the weights of the chosen experts, as the reference computes them."""
     logits, weights, indices = ctx.saved_tensors
+    result = _weights_backward(ctx, gradient, logits, weights, indices)
+    return result, *(None,) * ctx.rest
+
+
+def _weights_backward(
+    ctx: _Context, gradient: Tensor, logits: Tensor, weights: Tensor, indices: Tensor
+) -> Tensor:
+    """Differentiate the weights of the chosen experts, as the reference computes them."""
     complete = ~weights.isnan().any(dim=1)
     with torch.enable_grad():
         given = logits.detach().requires_grad_()
         scores = reference.router_scores(given.to(torch.float32), ctx.scoring)
         again = expert_weights(scores, indices.to(torch.int64), complete, *ctx.weighting)
     (result,) = torch.autograd.grad(again, given, gradient)
-    return result, *(None,) * ctx.rest
+    return result
+
+
+def _save_gate(ctx: _Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    weights, indices, logits = output
+    ctx.mark_non_differentiable(indices, logits)
+    ctx.save_for_backward(inputs[0], inputs[1], logits, weights, indices)
+    ctx.scoring = inputs[3]
+    ctx.weighting = inputs[-2:]
+    ctx.rest = len(inputs) - 2
+
+
+def _gate_backward(ctx: _Context, gradient: Tensor, *_: object) -> tuple[Tensor | None, ...]:
+    """Differentiate the weights by the logits, and the logits by both matrices."""
+    x, weight, *routed = ctx.saved_tensors
+    by_logits = _weights_backward(ctx, gradient, *routed)
+    by_x = by_logits @ weight.to(torch.float32)
+    by_weight = by_logits.T @ x.to(torch.float32)
+    return by_x.to(x.dtype), by_weight.to(weight.dtype), *(None,) * ctx.rest
 
 
 def _save_weight(ctx: _Context, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -183,6 +229,7 @@ def _mxfp4_backward(ctx: _Context, gradient: Tensor) -> tuple[Tensor, None, None
 _GRADIENTS: dict[str, tuple[Operation, Operation]] = {
     "route": (_route_backward, _save_routing),
     "route_table": (_route_backward, _save_routing),
+    "gate_route": (_gate_backward, _save_gate),
     "fp8_linear": (_fp8_backward, _save_weight),
     "mxfp4_linear": (_mxfp4_backward, _save_weight),
 }
@@ -193,9 +240,12 @@ def _register() -> Any:  # noqa: ANN401 -- torch's class has no annotations
     library = make("abyssal", "DEF")
     for name, schema in _SCHEMAS.items():
         library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-        fast = getattr(routing, name, None) or getattr(quant, name)
-        library.impl(name, _kernel(name, fast), "CPU")
-        library.impl(name, _kernel(name, getattr(reference, name)), "CompositeExplicitAutograd")
+        home = next(module for module in (routing, gate, quant) if hasattr(module, name))
+        both: list[Operation] = [getattr(home, name), getattr(reference, name)]
+        if name == "gate_route":
+            both = [_with_logits(function) for function in both]
+        library.impl(name, _kernel(name, both[0]), "CPU")
+        library.impl(name, _kernel(name, both[1]), "CompositeExplicitAutograd")
         torch.library.register_fake(f"abyssal::{name}", _FAKES[name], lib=library)
         if name in _GRADIENTS:
             backward, setup = _GRADIENTS[name]

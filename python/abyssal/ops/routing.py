@@ -6,7 +6,9 @@ plain PyTorch, bit for bit.
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
+from abyssal._core import route_direct
 from abyssal.reference.checks import check_permute, check_route, check_route_table
 from abyssal.reference.routing import add_load
 
@@ -99,6 +101,11 @@ def route(
     bias.
     """
     selection = (correction_bias, num_groups, top_groups, group_score)
+    if not is_compiling():
+        # The usual call, checked where it runs; everything else is looked at below.
+        direct = route_direct(logits, top_k, scoring, *selection, normalize, scale, out, load)
+        if direct is not None:
+            return direct
     check_route(logits, top_k, scoring, *selection, out, load)
     if not is_direct(logits):
         results = torch.ops.abyssal.route(logits, top_k, scoring, *selection, normalize, scale)
@@ -107,7 +114,7 @@ def route(
     weights, indices = _results(logits, top_k, out)
     counter = _counter(load)
     core().route(
-        plain(logits.to(torch.float32)),
+        plain(logits),
         weights,
         indices,
         top_k=top_k,

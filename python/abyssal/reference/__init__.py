@@ -3,6 +3,7 @@
 Nothing here calls compiled code of this package.
 """
 
+from .gate import gate_logits, gate_route
 from .quant import (
     dequantize_fp8,
     dequantize_mxfp4,
@@ -18,6 +19,8 @@ __all__ = [
     "dequantize_fp8",
     "dequantize_mxfp4",
     "fp8_linear",
+    "gate_logits",
+    "gate_route",
     "mxfp4_linear",
     "permute",
     "quantize_fp8",

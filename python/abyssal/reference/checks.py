@@ -102,6 +102,32 @@ def check_route(
     _check_results(logits, top_k, out, load)
 
 
+def check_gate(
+    x: Tensor,
+    weight: Tensor,
+    top_k: int,
+    scoring: str,
+    selection: tuple[Tensor | None, int, int, str],
+    out: tuple[Tensor, Tensor] | None = None,
+    load: Tensor | None = None,
+    logits: Tensor | None = None,
+) -> None:
+    """Check the arguments of ``gate_route``."""
+    for name, matrix in (("x", x), ("weight", weight)):
+        check_dtype(name, matrix, (torch.float32, torch.bfloat16))
+        check_rank(name, matrix, 2)
+    check_range("hidden size", x.shape[1], 1, LARGEST_COUNT)
+    check_shape("weight", weight, (weight.shape[0], x.shape[1]))
+    shape = (x.shape[0], weight.shape[0])
+    if logits is not None:
+        check_dtype("logits", logits, (torch.float32,))
+        check_shape("logits", logits, shape)
+    # The gate's logits would have this shape, and a gradient where one of its matrices has.
+    recorded = x.requires_grad or weight.requires_grad
+    of_logits = torch.empty(shape, device="meta", requires_grad=recorded)
+    check_route(of_logits, top_k, scoring, *selection, out, load)
+
+
 def check_route_table(
     logits: Tensor,
     token_ids: Tensor,

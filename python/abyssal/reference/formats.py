@@ -4,6 +4,8 @@ Shared by the reference and the fast operations, so that both refuse the same in
 words.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -90,6 +92,43 @@ def check_mxfp4_linear(x: Tensor, codes: Tensor, scales: Tensor) -> None:
     check_rank("codes", codes, 2)
     check_fp4_codes(codes, scales, torch.float32)
     _check_activations(x, codes.shape[1] * 2)
+
+
+def check_out(name: str, out: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> None:
+    """Check a tensor that a result is to be written to."""
+    if out is None:
+        return
+    check_dtype(name, out, (dtype,))
+    check_shape(name, out, shape)
+    if out.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{name} cannot be given when a gradient is recorded")
+
+
+def check_pair(
+    out: tuple[Tensor, Tensor] | None, *wanted: tuple[Sequence[int], torch.dtype]
+) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """Check the tensors for codes and scales, each with its shape and dtype, and return them."""
+    if out is None:
+        return None, None
+    if len(out) != 2:
+        raise ValueError(f"out holds {len(out)} tensors; it must hold 2")
+    for index, (shape, dtype) in enumerate(wanted):
+        check_out(f"out[{index}]", out[index], shape, dtype)
+    return out
+
+
+def deliver_one(result: Tensor, out: Tensor | None) -> Tensor:
+    """Return the result, in the caller's tensor if there is one."""
+    return result if out is None or out is result else out.copy_(result)
+
+
+def deliver(
+    results: tuple[Tensor, Tensor], out: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """Return codes and scales, in the caller's tensors if there are some."""
+    if out is None:
+        return results
+    return deliver_one(results[0], out[0]), deliver_one(results[1], out[1])
 
 
 def scales_to_float(scales: Tensor) -> Tensor:

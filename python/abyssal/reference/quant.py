@@ -40,7 +40,11 @@ def _block_amax(x: Tensor, block: tuple[int, int]) -> Tensor:
 
 
 def quantize_fp8(
-    x: Tensor, block: tuple[int, int] = (1, 128), scale_format: str = "f32"
+    x: Tensor,
+    block: tuple[int, int] = (1, 128),
+    scale_format: str = "f32",
+    *,
+    out: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Quantize to FP8 e4m3 with one scale per block.
 
@@ -49,6 +53,7 @@ def quantize_fp8(
             row high. Leading dimensions are independent matrices.
         block: rows and columns of a block; the last ones may be ragged.
         scale_format: ``"f32"``, or ``"ue8m0"``, which rounds each scale up to a power of two.
+        out: tensors for the two results.
 
     Returns:
         ``(codes, scales)``: ``torch.float8_e4m3fn`` of x's shape, and float32
@@ -68,6 +73,8 @@ def quantize_fp8(
     check_dtype("x", x, FLOATS)
     check_choice("scale_format", scale_format, SCALE_FORMATS)
     formats.check_fp8_input(x, block)
+    wanted = (x.shape, torch.float8_e4m3fn), (formats.scale_shape(x.shape, block), torch.float32)
+    formats.check_pair(out, *wanted)
     matrix = (x if x.dim() > 1 else x.unsqueeze(0)).to(torch.float32)
     scales = _block_amax(matrix, block).clamp(min=SMALLEST_AMAX) / LARGEST_FP8
     if scale_format == "ue8m0":
@@ -78,7 +85,8 @@ def quantize_fp8(
     # The sign of the NaN that inf / inf makes differs between processors: take it from the element.
     quotient = torch.where(quotient.isnan(), torch.copysign(quotient, matrix), quotient)
     codes = quotient.clamp(-LARGEST_FP8, LARGEST_FP8).to(torch.float8_e4m3fn)
-    return (codes, scales) if x.dim() > 1 else (codes.squeeze(0), scales.squeeze(0))
+    results = (codes, scales) if x.dim() > 1 else (codes.squeeze(0), scales.squeeze(0))
+    return formats.deliver(results, out)
 
 
 def dequantize_fp8(
@@ -86,6 +94,8 @@ def dequantize_fp8(
     scales: Tensor,
     block: tuple[int, int],
     dtype: torch.dtype = torch.bfloat16,
+    *,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Return ``codes * scales``, each block with its scale.
 
@@ -95,6 +105,7 @@ def dequantize_fp8(
             them. Checkpoints call this factor an inverse scale.
         block: rows and columns of a block.
         dtype: float32, bfloat16 or float16.
+        out: a tensor for the result.
 
     Returns:
         A tensor of ``dtype`` with the shape of ``codes``.
@@ -109,17 +120,19 @@ def dequantize_fp8(
     Source: DeepSeek-V3 ``inference/kernel.py``.
     """
     formats.check_fp8_codes(codes, scales, block, dtype)
+    formats.check_out("out", out, codes.shape, dtype)
     matrix = codes if codes.dim() > 1 else codes.unsqueeze(0)
     factors = formats.scales_to_float(scales if codes.dim() > 1 else scales.unsqueeze(0))
     values = matrix.to(torch.float32) * _spread(factors, block, *matrix.shape[-2:])
-    return values.to(dtype).reshape(codes.shape)
+    return formats.deliver_one(values.to(dtype).reshape(codes.shape), out)
 
 
-def quantize_mxfp4(x: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_mxfp4(x: Tensor, *, out: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
     """Quantize to MXFP4: e2m1 elements, one power-of-two scale per 32 columns.
 
     Args:
         x: ``[..., columns]`` float32, bfloat16 or float16; 32 divides ``columns``.
+        out: tensors for the two results.
 
     Returns:
         ``(codes, scales)``, both uint8: ``[..., columns / 2]``, two elements to a byte, the earlier
@@ -137,6 +150,9 @@ def quantize_mxfp4(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     check_dtype("x", x, FLOATS)
     formats.check_fp4_input(x)
+    *leading, columns = x.shape
+    wanted = ((*leading, columns // 2), torch.uint8), ((*leading, columns // 32), torch.uint8)
+    formats.check_pair(out, *wanted)
     values = x.to(torch.float32)
     if values.isnan().any():
         raise ValueError(f"x holds {int(values.isnan().sum())} NaN; MXFP4 has no code for it")
@@ -158,16 +174,24 @@ def quantize_mxfp4(x: Tensor) -> tuple[Tensor, Tensor]:
     for lower, midpoint in enumerate(_FP4_MIDPOINTS):
         code += (size >= midpoint) if lower % 2 else (size > midpoint)
     code = (code + 8 * quotient.signbit()).flatten(-2)
-    return (code[..., 0::2] + 16 * code[..., 1::2]).to(torch.uint8), scales.to(torch.uint8)
+    codes = (code[..., 0::2] + 16 * code[..., 1::2]).to(torch.uint8)
+    return formats.deliver((codes, scales.to(torch.uint8)), out)
 
 
-def dequantize_mxfp4(codes: Tensor, scales: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+def dequantize_mxfp4(
+    codes: Tensor,
+    scales: Tensor,
+    dtype: torch.dtype = torch.bfloat16,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
     """Return the values of MXFP4 codes.
 
     Args:
         codes: ``[..., columns / 2]`` uint8 (or int8, as checkpoints store them).
         scales: ``[..., columns / 32]`` uint8 or ``torch.float8_e8m0fnu``.
         dtype: float32, bfloat16 or float16.
+        out: a tensor for the result.
 
     Returns:
         ``[..., columns]`` of ``dtype``.
@@ -182,12 +206,13 @@ def dequantize_mxfp4(codes: Tensor, scales: Tensor, dtype: torch.dtype = torch.b
     Source: Open Compute Project, Microscaling Formats 1.0.
     """
     formats.check_fp4_codes(codes, scales, dtype)
+    formats.check_out("out", out, (*codes.shape[:-1], codes.shape[-1] * 2), dtype)
     bytes_ = codes.view(torch.uint8).to(torch.int64)
     nibbles = torch.stack((bytes_ & 15, bytes_ >> 4), dim=-1).flatten(-2)
     signed = torch.tensor(_FP4_VALUES + tuple(-value for value in _FP4_VALUES), device=codes.device)
     factors = formats.scales_to_float(scales.view(torch.float8_e8m0fnu))
     values = signed[nibbles] * factors.repeat_interleave(FP4_BLOCK, dim=-1)
-    return values.to(dtype)
+    return formats.deliver_one(values.to(dtype), out)
 
 
 def fp8_linear(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:

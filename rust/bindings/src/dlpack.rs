@@ -51,7 +51,9 @@ pub(crate) struct ExchangeApi {
     pub(crate) managed_tensor_allocator: *const c_void,
     pub(crate) managed_tensor_from_py_object: *const c_void,
     pub(crate) managed_tensor_to_py_object: *const c_void,
-    pub(crate) dltensor_from_py_object:
-        Option<unsafe extern "C" fn(*mut c_void, *mut Tensor) -> c_int>,
+    pub(crate) dltensor_from_py_object: Option<Describe>,
     pub(crate) current_work_stream: *const c_void,
 }
+
+/// Writes the view of a Python tensor without taking a reference; zero, or minus one with an exception set.
+pub(crate) type Describe = unsafe extern "C" fn(*mut c_void, *mut Tensor) -> c_int;

@@ -15,6 +15,7 @@ pub(crate) enum Dtype {
     I8,
     U8,
     I32,
+    U32,
     I64,
     Bool,
     /// A type that no operation takes.
@@ -34,6 +35,7 @@ impl Dtype {
             Self::I8 => "int8",
             Self::U8 => "uint8",
             Self::I32 => "int32",
+            Self::U32 => "uint32",
             Self::I64 => "int64",
             Self::Bool => "bool",
             Self::Other => "an unsupported dtype",
@@ -41,7 +43,7 @@ impl Dtype {
     }
 
     pub(crate) fn from_name(name: &str) -> Self {
-        const NAMED: [Dtype; 11] = [
+        const NAMED: [Dtype; 12] = [
             Dtype::F32,
             Dtype::F64,
             Dtype::F16,
@@ -51,6 +53,7 @@ impl Dtype {
             Dtype::I8,
             Dtype::U8,
             Dtype::I32,
+            Dtype::U32,
             Dtype::I64,
             Dtype::Bool,
         ];
@@ -66,6 +69,7 @@ impl Dtype {
             (0, 32, 1) => Self::I32,
             (0, 64, 1) => Self::I64,
             (1, 8, 1) => Self::U8,
+            (1, 32, 1) => Self::U32,
             (2, 16, 1) => Self::F16,
             (2, 32, 1) => Self::F32,
             (2, 64, 1) => Self::F64,
@@ -97,6 +101,7 @@ impl Dtype {
             (b'b', 1) => Self::I8,
             (b'B', 1) => Self::U8,
             (b'i' | b'l', 4) => Self::I32,
+            (b'I' | b'L', 4) => Self::U32,
             (b'l' | b'q', 8) => Self::I64,
             (b'?', 1) => Self::Bool,
             _ => Self::Other,
@@ -137,5 +142,6 @@ element! {
     u8 => [U8, F8E4M3, F8E8M0];
     i8 => [I8];
     i32 => [I32];
+    u32 => [U32];
     i64 => [I64];
 }

@@ -12,9 +12,13 @@ use crate::error::BindError;
 mod dlpack;
 mod dtype;
 mod error;
+mod gate;
+mod integers;
 mod kvcache;
+mod map;
 mod quant;
 mod routing;
+mod saved;
 mod tensor;
 mod tokenizer;
 
@@ -44,11 +48,7 @@ pub(crate) fn guard<T>(work: impl FnOnce() -> Result<T, BindError>) -> Result<T,
 /// The instruction tier that the operations choose on this machine.
 #[pyfunction]
 fn cpu_tier() -> &'static str {
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") {
-        return "avx2";
-    }
-    "scalar"
+    abyssal_routing::Tier::best().name()
 }
 
 #[pymodule(gil_used = false)]
@@ -60,13 +60,18 @@ mod _core {
     #[pymodule_export]
     use crate::error::OutOfPages;
     #[pymodule_export]
+    use crate::gate::{gate_direct, gate_route};
+    #[pymodule_export]
     use crate::kvcache::PageCache;
     #[pymodule_export]
     use crate::quant::{
-        dequantize_fp8, dequantize_mxfp4, fp8_linear, mxfp4_linear, quantize_fp8, quantize_mxfp4,
+        dequantize_fp8, dequantize_mxfp4, fp8_linear, mxfp4_linear, prefer_large_pages,
+        quantize_fp8, quantize_mxfp4,
     };
     #[pymodule_export]
-    use crate::routing::{permute, route, route_table};
+    use crate::routing::{permute, route, route_direct, route_table};
+    #[pymodule_export]
+    use crate::saved::{SavedPrefix, page_identities, save_prefix};
     #[pymodule_export]
     use crate::tokenizer::{DecodeStream, Tokenizer};
 

@@ -1,13 +1,13 @@
-//! Python binding of `abyssal-quant`. Tensors are matrices: leading dimensions are flattened by the caller.
+//! Python binding of `abyssal-quant`. Leading dimensions are independent matrices.
 #![allow(
     clippy::needless_pass_by_value,
     reason = "arguments are extracted by value"
 )]
 
-use abyssal_quant::{self as quant, Bf16, Blocks, Error, F16, Layer, ScaleFormat, Scales, Tier};
+use abyssal_quant::{self as quant, Bf16, Error, F16, Layer, Rows, ScaleFormat, Scales, Tier};
 use pyo3::prelude::*;
 
-use crate::dtype::Dtype;
+use crate::dtype::{Dtype, Element};
 use crate::error::BindError;
 use crate::routing::matrix;
 use crate::tensor::{Tensor, reject_overlap};
@@ -45,28 +45,83 @@ fn scales_from<'a>(scales: &'a Tensor<'_>) -> Result<Scales<'a>, BindError> {
     }
 }
 
-fn blocks_from(
+/// Matrices, rows and columns of a tensor: a vector is one row, and leading dimensions count matrices.
+fn matrices(name: &str, tensor: &Tensor<'_>) -> Result<[usize; 3], BindError> {
+    match tensor.shape() {
+        [] => Err(BindError::value_error(format!(
+            "{name}: expected at least 1 dimension, got 0"
+        ))),
+        [columns] => Ok([1, 1, *columns]),
+        [leading @ .., rows, columns] => Ok([leading.iter().product(), *rows, *columns]),
+    }
+}
+
+/// The rows of a tensor where they lie: columns side by side, rows and matrices any steps apart.
+fn rows_from<'a, T: Element, U: Copy>(
     name: &str,
-    tensor: &Tensor<'_>,
-    (block_rows, block_columns): (usize, usize),
-) -> Result<Blocks, BindError> {
-    let (rows, columns) = matrix(name, tensor)?;
-    Ok(Blocks {
-        rows,
-        columns,
-        block_rows,
-        block_columns,
-    })
+    tensor: &'a Tensor<'_>,
+    cast: impl FnOnce(&'a [T]) -> &'a [U],
+) -> Result<Rows<'a, U>, BindError> {
+    let [count, rows, columns] = matrices(name, tensor)?;
+    let values = cast(tensor.as_span(name)?);
+    let shape = [count, rows, columns];
+    if tensor.is_contiguous() {
+        return Ok(Rows::strided(values, shape, [rows * columns, columns])?);
+    }
+    // The step of a dimension of one element means nothing. Steps are not negative: `as_span` looked.
+    let step = |dim: usize| {
+        if tensor.shape()[dim] == 1 {
+            None
+        } else {
+            Some(tensor.strides()[dim].unsigned_abs())
+        }
+    };
+    let last = tensor.shape().len() - 1;
+    let side_by_side = step(last).is_none_or(|step| step == 1);
+    let row_step = if last > 0 {
+        step(last - 1).unwrap_or(0)
+    } else {
+        0
+    };
+    // Leading dimensions, outermost first, must step evenly through the matrices.
+    let (mut matrix_step, mut inner) = (0, 1);
+    let mut evenly = true;
+    for dim in (0..last.saturating_sub(1)).rev() {
+        let Some(step) = step(dim) else { continue };
+        if inner == 1 {
+            matrix_step = step;
+        }
+        evenly &= step == matrix_step * inner;
+        inner *= tensor.shape()[dim];
+    }
+    if !side_by_side || !evenly {
+        return Err(tensor.misplaced(name, "columns side by side and evenly spaced rows"));
+    }
+    Ok(Rows::strided(
+        values,
+        [count, rows, columns],
+        [matrix_step, row_step],
+    )?)
+}
+
+/// The shape of the scales of a tensor cut into blocks, or of its codes with the columns that `columns` gives.
+fn with_columns(tensor: &Tensor<'_>, block_rows: usize, columns: usize) -> Vec<usize> {
+    let mut shape = tensor.shape().to_vec();
+    if let [.., rows, _] = &mut *shape {
+        *rows = rows.div_ceil(block_rows);
+    }
+    if let Some(last) = shape.last_mut() {
+        *last = columns;
+    }
+    shape
 }
 
 /// Refuses a block without elements before its sizes divide anything, then compares shapes.
-fn check_scales(scales: &Tensor<'_>, blocks: Blocks) -> Result<(), BindError> {
-    let Blocks {
-        rows,
-        block_rows,
-        block_columns,
-        ..
-    } = blocks;
+fn check_scales(
+    scales: &Tensor<'_>,
+    tensor: &Tensor<'_>,
+    (block_rows, block_columns): (usize, usize),
+) -> Result<(), BindError> {
     if block_rows == 0 || block_columns == 0 {
         return Err(Error::Block {
             rows: block_rows,
@@ -74,10 +129,20 @@ fn check_scales(scales: &Tensor<'_>, blocks: Blocks) -> Result<(), BindError> {
         }
         .into());
     }
-    scales.expect_shape("scales", &[rows.div_ceil(block_rows), blocks.across()])
+    let columns = tensor
+        .shape()
+        .last()
+        .map_or(0, |columns| columns.div_ceil(block_columns));
+    scales.expect_shape("scales", &with_columns(tensor, block_rows, columns))
 }
 
-/// Quantizes a matrix to FP8.
+/// Asks the system for large pages behind a tensor that nothing was written to yet.
+#[pyfunction]
+pub(crate) fn prefer_large_pages(tensor: Tensor<'_>) {
+    tensor.prefer_large_pages();
+}
+
+/// Quantizes matrices to FP8.
 #[pyfunction]
 pub(crate) fn quantize_fp8(
     py: Python<'_>,
@@ -87,7 +152,6 @@ pub(crate) fn quantize_fp8(
     block: (usize, usize),
     scale_format: &str,
 ) -> Result<(), BindError> {
-    let blocks = blocks_from("x", &x, block)?;
     let format = match scale_format {
         "f32" => ScaleFormat::F32,
         "ue8m0" => ScaleFormat::Ue8m0,
@@ -99,7 +163,7 @@ pub(crate) fn quantize_fp8(
     };
     codes.expect_dtype("codes", &[Dtype::F8E4M3])?;
     codes.expect_shape("codes", x.shape())?;
-    check_scales(&scales, blocks)?;
+    check_scales(&scales, &x, block)?;
     reject_overlap(&[("codes", &codes), ("scales", &scales)], &[("x", &x)])?;
     let codes = codes.as_mut_slice("codes")?;
     let scales = scales.as_mut_slice("scales")?;
@@ -107,19 +171,19 @@ pub(crate) fn quantize_fp8(
     macro_rules! call {
         ($x:expr) => {{
             let x = $x;
-            execute(py, x.len(), || {
-                quant::quantize_fp8(tier, x, blocks, format, codes, scales)
+            execute(py, codes.len(), || {
+                quant::quantize_fp8(tier, x, block, format, codes, scales)
             })
         }};
     }
     match x.expect_dtype("x", &FLOATS)? {
-        Dtype::F32 => call!(x.as_slice::<f32>("x")?),
-        Dtype::BF16 => call!(Bf16::from_bits(x.as_slice("x")?)),
-        _ => call!(F16::from_bits(x.as_slice("x")?)),
+        Dtype::F32 => call!(rows_from("x", &x, |x: &[f32]| x)?),
+        Dtype::BF16 => call!(rows_from("x", &x, Bf16::from_bits)?),
+        _ => call!(rows_from("x", &x, F16::from_bits)?),
     }
 }
 
-/// Dequantizes a matrix from FP8.
+/// Dequantizes matrices from FP8.
 #[pyfunction]
 pub(crate) fn dequantize_fp8(
     py: Python<'_>,
@@ -128,19 +192,18 @@ pub(crate) fn dequantize_fp8(
     mut out: Tensor<'_>,
     block: (usize, usize),
 ) -> Result<(), BindError> {
-    let blocks = blocks_from("codes", &codes, block)?;
     codes.expect_dtype("codes", &[Dtype::F8E4M3])?;
     out.expect_shape("out", codes.shape())?;
-    check_scales(&scales, blocks)?;
+    check_scales(&scales, &codes, block)?;
     reject_overlap(&[("out", &out)], &[("codes", &codes), ("scales", &scales)])?;
     let scales = scales_from(&scales)?;
-    let codes: &[u8] = codes.as_slice("codes")?;
+    let codes = rows_from("codes", &codes, |codes: &[u8]| codes)?;
     let tier = Tier::best();
     macro_rules! call {
         ($out:expr) => {{
             let out = $out;
-            execute(py, codes.len(), || {
-                quant::dequantize_fp8(tier, codes, scales, blocks, out)
+            execute(py, out.len(), || {
+                quant::dequantize_fp8(tier, codes, scales, block, out)
             })
         }};
     }
@@ -151,7 +214,7 @@ pub(crate) fn dequantize_fp8(
     }
 }
 
-/// Quantizes a matrix to MXFP4.
+/// Quantizes rows to MXFP4.
 #[pyfunction]
 pub(crate) fn quantize_mxfp4(
     py: Python<'_>,
@@ -159,9 +222,9 @@ pub(crate) fn quantize_mxfp4(
     mut codes: Tensor<'_>,
     mut scales: Tensor<'_>,
 ) -> Result<(), BindError> {
-    let (rows, columns) = matrix("x", &x)?;
-    codes.expect_shape("codes", &[rows, columns / 2])?;
-    scales.expect_shape("scales", &[rows, columns / 32])?;
+    let [_, _, columns] = matrices("x", &x)?;
+    codes.expect_shape("codes", &with_columns(&x, 1, columns / 2))?;
+    scales.expect_shape("scales", &with_columns(&x, 1, columns / 32))?;
     reject_overlap(&[("codes", &codes), ("scales", &scales)], &[("x", &x)])?;
     let codes = codes.as_mut_slice("codes")?;
     let scales = scales.as_mut_slice("scales")?;
@@ -169,19 +232,19 @@ pub(crate) fn quantize_mxfp4(
     macro_rules! call {
         ($x:expr) => {{
             let x = $x;
-            execute(py, x.len(), || {
-                quant::quantize_mxfp4(tier, x, columns, codes, scales)
+            execute(py, codes.len(), || {
+                quant::quantize_mxfp4(tier, x, codes, scales)
             })
         }};
     }
     match x.expect_dtype("x", &FLOATS)? {
-        Dtype::F32 => call!(x.as_slice::<f32>("x")?),
-        Dtype::BF16 => call!(Bf16::from_bits(x.as_slice("x")?)),
-        _ => call!(F16::from_bits(x.as_slice("x")?)),
+        Dtype::F32 => call!(rows_from("x", &x, |x: &[f32]| x)?),
+        Dtype::BF16 => call!(rows_from("x", &x, Bf16::from_bits)?),
+        _ => call!(rows_from("x", &x, F16::from_bits)?),
     }
 }
 
-/// Dequantizes a matrix from MXFP4.
+/// Dequantizes rows from MXFP4.
 #[pyfunction]
 pub(crate) fn dequantize_mxfp4(
     py: Python<'_>,
@@ -189,18 +252,18 @@ pub(crate) fn dequantize_mxfp4(
     scales: Tensor<'_>,
     mut out: Tensor<'_>,
 ) -> Result<(), BindError> {
-    let (rows, columns) = matrix("out", &out)?;
-    codes.expect_shape("codes", &[rows, columns / 2])?;
-    scales.expect_shape("scales", &[rows, columns / 32])?;
+    let [_, _, columns] = matrices("out", &out)?;
+    codes.expect_shape("codes", &with_columns(&out, 1, columns / 2))?;
+    scales.expect_shape("scales", &with_columns(&out, 1, columns / 32))?;
     reject_overlap(&[("out", &out)], &[("codes", &codes), ("scales", &scales)])?;
-    let codes: &[u8] = codes.as_slice("codes")?;
+    let codes = rows_from("codes", &codes, |codes: &[u8]| codes)?;
     let scales: &[u8] = scales.as_slice("scales")?;
     let tier = Tier::best();
     macro_rules! call {
         ($out:expr) => {{
             let out = $out;
             execute(py, out.len(), || {
-                quant::dequantize_mxfp4(tier, codes, scales, columns, out)
+                quant::dequantize_mxfp4(tier, codes, scales, out)
             })
         }};
     }
@@ -243,9 +306,9 @@ pub(crate) fn fp8_linear(
     num_threads: Option<usize>,
 ) -> Result<(), BindError> {
     codes.expect_dtype("codes", &[Dtype::F8E4M3])?;
-    let blocks = blocks_from("codes", &codes, (128, 128))?;
-    check_scales(&scales, blocks)?;
-    let layer = layer_from(&x, (blocks.rows, blocks.columns), &out, num_threads)?;
+    let sizes = matrix("codes", &codes)?;
+    check_scales(&scales, &codes, (128, 128))?;
+    let layer = layer_from(&x, sizes, &out, num_threads)?;
     reject_overlap(
         &[("out", &out)],
         &[("x", &x), ("codes", &codes), ("scales", &scales)],

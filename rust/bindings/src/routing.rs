@@ -5,17 +5,18 @@
 )]
 
 use abyssal_routing::{
-    self as routing, Error, GroupScore, Output, Rule, Scoring, Table, Tier, Weighting,
+    self as routing, Error, GroupScore, Logits, Output, Rule, Scoring, Table, Tier, Weighting,
 };
 use pyo3::prelude::*;
+use pyo3::types::{PyString, PyTuple};
 
 use crate::dtype::Dtype;
 use crate::error::BindError;
-use crate::tensor::{Tensor, reject_overlap};
+use crate::tensor::{Tensor, Torch, reject_overlap};
 use crate::{guard, run};
 
 /// Below this many logits a call is shorter than releasing the interpreter is worth.
-const SHORT: usize = 1024;
+const SHORT: usize = 4096;
 
 impl From<Error> for BindError {
     fn from(error: Error) -> Self {
@@ -23,7 +24,7 @@ impl From<Error> for BindError {
     }
 }
 
-fn scoring_from(name: &str) -> Result<Scoring, BindError> {
+pub(crate) fn scoring_from(name: &str) -> Result<Scoring, BindError> {
     match name {
         "softmax" => Ok(Scoring::Softmax),
         "sigmoid" => Ok(Scoring::Sigmoid),
@@ -34,7 +35,7 @@ fn scoring_from(name: &str) -> Result<Scoring, BindError> {
     }
 }
 
-fn group_score_from(name: &str) -> Result<GroupScore, BindError> {
+pub(crate) fn group_score_from(name: &str) -> Result<GroupScore, BindError> {
     match name {
         "max" => Ok(GroupScore::Max),
         "top2_sum" => Ok(GroupScore::TopTwoSum),
@@ -55,7 +56,7 @@ pub(crate) fn matrix(name: &str, tensor: &Tensor<'_>) -> Result<(usize, usize), 
     }
 }
 
-fn execute<T: Send>(
+pub(crate) fn execute<T: Send>(
     py: Python<'_>,
     size: usize,
     work: impl FnOnce() -> Result<T, BindError> + Send,
@@ -68,15 +69,15 @@ fn execute<T: Send>(
 }
 
 /// The tensors that a routing call writes.
-struct Results<'a, 'py> {
-    weights: &'a mut Tensor<'py>,
-    indices: &'a mut Tensor<'py>,
-    load: Option<&'a mut Tensor<'py>>,
+pub(crate) struct Results<'a, 'py> {
+    pub(crate) weights: &'a mut Tensor<'py>,
+    pub(crate) indices: &'a mut Tensor<'py>,
+    pub(crate) load: Option<&'a mut Tensor<'py>>,
 }
 
 impl Results<'_, '_> {
     /// Checks shapes and that nothing overlaps.
-    fn check(
+    pub(crate) fn check(
         &self,
         shape: [usize; 2],
         num_experts: usize,
@@ -84,15 +85,20 @@ impl Results<'_, '_> {
     ) -> Result<(), BindError> {
         self.weights.expect_shape("weights", &shape)?;
         self.indices.expect_shape("indices", &shape)?;
-        let mut outputs = vec![("weights", &*self.weights), ("indices", &*self.indices)];
-        if let Some(load) = &self.load {
-            load.expect_shape("load", &[num_experts])?;
-            outputs.push(("load", load));
+        let mut outputs = [("weights", &*self.weights), ("indices", &*self.indices)];
+        match &self.load {
+            None => reject_overlap(&outputs, inputs),
+            Some(load) => {
+                load.expect_shape("load", &[num_experts])?;
+                reject_overlap(&outputs, &[("load", &**load)])?;
+                reject_overlap(&outputs, inputs)?;
+                outputs[0] = ("load", &**load);
+                reject_overlap(&outputs[..1], inputs)
+            }
         }
-        reject_overlap(&outputs, inputs)
     }
 
-    fn output(&mut self) -> Result<Output<'_>, BindError> {
+    pub(crate) fn output(&mut self) -> Result<Output<'_>, BindError> {
         Ok(Output {
             weights: self.weights.as_mut_slice("weights")?,
             indices: self.indices.as_mut_slice("indices")?,
@@ -101,6 +107,60 @@ impl Results<'_, '_> {
                 .as_mut()
                 .map(|load| load.as_mut_slice("load"))
                 .transpose()?,
+        })
+    }
+}
+
+/// The logits of a tensor, in the format that they have.
+pub(crate) fn logits_of<'a>(tensor: &'a Tensor<'_>) -> Result<Logits<'a>, BindError> {
+    Ok(
+        match tensor.expect_dtype("logits", &[Dtype::F32, Dtype::BF16, Dtype::F16])? {
+            Dtype::BF16 => Logits::Bf16(tensor.as_slice("logits")?),
+            Dtype::F16 => Logits::F16(tensor.as_slice("logits")?),
+            _ => Logits::F32(tensor.as_slice("logits")?),
+        },
+    )
+}
+
+/// The tensors of a call of `route`.
+struct Call<'py> {
+    logits: Tensor<'py>,
+    correction_bias: Option<Tensor<'py>>,
+    weights: Tensor<'py>,
+    indices: Tensor<'py>,
+    load: Option<Tensor<'py>>,
+}
+
+impl Call<'_> {
+    /// Checks all tensors, then routes; nothing is written by a call that is refused.
+    fn run(mut self, py: Python<'_>, rule: &Rule) -> Result<usize, BindError> {
+        let (tokens, num_experts) = matrix("logits", &self.logits)?;
+        let mut results = Results {
+            weights: &mut self.weights,
+            indices: &mut self.indices,
+            load: self.load.as_mut(),
+        };
+        let shape = [tokens, rule.top_k];
+        let inputs = [
+            ("logits", &self.logits),
+            (
+                "correction_bias",
+                self.correction_bias.as_ref().unwrap_or(&self.logits),
+            ),
+        ];
+        let biased = usize::from(self.correction_bias.is_some());
+        results.check(shape, num_experts, &inputs[..=biased])?;
+        let bias = match &self.correction_bias {
+            None => None,
+            Some(bias) => {
+                bias.expect_shape("correction_bias", &[num_experts])?;
+                Some(bias.as_slice("correction_bias")?)
+            }
+        };
+        let logits = logits_of(&self.logits)?;
+        let output = results.output()?;
+        execute(py, logits.len(), || {
+            Ok(routing::route(Tier::best(), rule, logits, bias, output)?)
         })
     }
 }
@@ -116,8 +176,8 @@ impl Results<'_, '_> {
 pub(crate) fn route<'py>(
     py: Python<'py>,
     logits: Tensor<'py>,
-    mut weights: Tensor<'py>,
-    mut indices: Tensor<'py>,
+    weights: Tensor<'py>,
+    indices: Tensor<'py>,
     top_k: usize,
     scoring: &str,
     correction_bias: Option<Tensor<'py>>,
@@ -126,11 +186,10 @@ pub(crate) fn route<'py>(
     group_score: &str,
     normalize: bool,
     scale: f32,
-    mut load: Option<Tensor<'py>>,
+    load: Option<Tensor<'py>>,
 ) -> Result<usize, BindError> {
-    let (tokens, num_experts) = matrix("logits", &logits)?;
     let rule = Rule {
-        num_experts,
+        num_experts: matrix("logits", &logits)?.1,
         top_k,
         scoring: scoring_from(scoring)?,
         num_groups,
@@ -138,26 +197,136 @@ pub(crate) fn route<'py>(
         group_score: group_score_from(group_score)?,
         weighting: Weighting { normalize, scale },
     };
-    let mut inputs = vec![("logits", &logits)];
-    if let Some(bias) = &correction_bias {
-        bias.expect_shape("correction_bias", &[num_experts])?;
-        inputs.push(("correction_bias", bias));
-    }
-    let mut results = Results {
-        weights: &mut weights,
-        indices: &mut indices,
-        load: load.as_mut(),
+    let call = Call {
+        logits,
+        correction_bias,
+        weights,
+        indices,
+        load,
     };
-    results.check([tokens, top_k], num_experts, &inputs)?;
-    let output = results.output()?;
-    let bias = correction_bias
-        .as_ref()
-        .map(|bias| bias.as_slice("correction_bias"))
-        .transpose()?;
-    let logits: &[f32] = logits.as_slice("logits")?;
-    execute(py, logits.len(), || {
-        Ok(routing::route(Tier::best(), &rule, logits, bias, output)?)
-    })
+    call.run(py, &rule)
+}
+
+/// As `abyssal.ops.route`, for the usual call alone: plain tensors in CPU memory, contiguous, without a gradient, and a
+/// rule that fits. Any other call returns `None`, and the caller finds out what it is, or what is wrong with it.
+#[pyfunction]
+#[allow(
+    clippy::too_many_arguments,
+    reason = "positions of the arguments of the Python function"
+)]
+pub(crate) fn route_direct<'py>(
+    py: Python<'py>,
+    logits: &Bound<'py, PyAny>,
+    top_k: &Bound<'py, PyAny>,
+    scoring: &Bound<'py, PyAny>,
+    correction_bias: &Bound<'py, PyAny>,
+    num_groups: &Bound<'py, PyAny>,
+    top_groups: &Bound<'py, PyAny>,
+    group_score: &Bound<'py, PyAny>,
+    normalize: &Bound<'py, PyAny>,
+    scale: &Bound<'py, PyAny>,
+    out: &Bound<'py, PyAny>,
+    load: &Bound<'py, PyAny>,
+) -> Result<Option<Bound<'py, PyAny>>, BindError> {
+    let prepared = (|| {
+        let logits = Tensor::usual(logits)?;
+        let &[tokens, num_experts] = logits.shape() else {
+            return None;
+        };
+        let rule = Choice {
+            top_k,
+            scoring,
+            num_groups,
+            top_groups,
+            group_score,
+            normalize,
+            scale,
+        };
+        let rule = rule.rule(num_experts)?;
+        let (out, weights, indices) = outputs(py, out, (tokens, rule.top_k))?;
+        let call = Call {
+            logits,
+            correction_bias: usual_or_none(correction_bias)?,
+            weights,
+            indices,
+            load: usual_or_none(load)?,
+        };
+        Some((rule, call, out))
+    })();
+    let Some((rule, call, out)) = prepared else {
+        return Ok(None);
+    };
+    match call.run(py, &rule) {
+        Ok(_) => Ok(Some(out)),
+        Err(error @ (BindError::Panic(_) | BindError::Python(_))) => Err(error),
+        Err(_) => Ok(None),
+    }
+}
+
+/// The arguments of a rule, as Python passes them.
+pub(crate) struct Choice<'a, 'py> {
+    pub(crate) top_k: &'a Bound<'py, PyAny>,
+    pub(crate) scoring: &'a Bound<'py, PyAny>,
+    pub(crate) num_groups: &'a Bound<'py, PyAny>,
+    pub(crate) top_groups: &'a Bound<'py, PyAny>,
+    pub(crate) group_score: &'a Bound<'py, PyAny>,
+    pub(crate) normalize: &'a Bound<'py, PyAny>,
+    pub(crate) scale: &'a Bound<'py, PyAny>,
+}
+
+impl Choice<'_, '_> {
+    /// The rule, if its numbers fit together.
+    pub(crate) fn rule(&self, num_experts: usize) -> Option<Rule> {
+        let rule = Rule {
+            num_experts,
+            top_k: self.top_k.extract().ok()?,
+            scoring: scoring_from(self.scoring.cast::<PyString>().ok()?.to_str().ok()?).ok()?,
+            num_groups: self.num_groups.extract().ok()?,
+            top_groups: self.top_groups.extract().ok()?,
+            group_score: group_score_from(self.group_score.cast::<PyString>().ok()?.to_str().ok()?)
+                .ok()?,
+            weighting: Weighting {
+                normalize: self.normalize.extract().ok()?,
+                scale: self.scale.extract().ok()?,
+            },
+        };
+        rule.check().ok()?;
+        Some(rule)
+    }
+}
+
+/// An optional tensor of the usual kind; `None` if it is of another.
+pub(crate) fn usual_or_none<'py>(object: &Bound<'py, PyAny>) -> Option<Option<Tensor<'py>>> {
+    if object.is_none() {
+        Some(None)
+    } else {
+        Tensor::usual(object).map(Some)
+    }
+}
+
+/// The pair of results, given or new, and its two tensors.
+pub(crate) fn outputs<'py>(
+    py: Python<'py>,
+    out: &Bound<'py, PyAny>,
+    shape: (usize, usize),
+) -> Option<(Bound<'py, PyAny>, Tensor<'py>, Tensor<'py>)> {
+    let (weights, indices);
+    let out = if out.is_none() {
+        let torch = Torch::get(py).ok()??;
+        weights = torch.empty_f32(py, shape).ok()?;
+        indices = torch.empty_i32(py, shape).ok()?;
+        PyTuple::new(py, [&weights, &indices]).ok()?.into_any()
+    } else {
+        let pair = out.cast_exact::<PyTuple>().ok()?;
+        if pair.len() != 2 {
+            return None;
+        }
+        weights = pair.get_item(0).ok()?;
+        indices = pair.get_item(1).ok()?;
+        out.clone()
+    };
+    let (weights, indices) = (Tensor::usual(&weights)?, Tensor::usual(&indices)?);
+    Some((out, weights, indices))
 }
 
 /// Looks experts up and weighs them; returns how many rows name an expert with a NaN logit.

@@ -21,7 +21,7 @@ use pyo3::buffer::PyUntypedBuffer;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyCapsule, PyDict, PyString, PyTuple};
+use pyo3::types::{PyCapsule, PyDict, PyString, PyTuple, PyType};
 
 use crate::dlpack;
 pub(crate) use crate::dtype::{Dtype, Element};
@@ -53,47 +53,52 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Tensor<'py> {
     type Error = PyErr;
 
     fn extract(object: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
-        let object = object.to_owned();
-        // Only a true torch tensor is asked for its memory: an object that merely has the attributes of one could
-        // name any address.
-        if let Some(tensor_type) = torch_tensor_type(object.py())?
-            && object.is_instance(tensor_type)?
-        {
-            let name = pyo3::intern!(object.py(), "__dlpack_c_exchange_api__");
-            if let Some(api) = tensor_type.getattr_opt(name)?
-                && let Some(tensor) = Self::from_exchange_api(&object, &api)?
-            {
-                return Ok(tensor);
-            }
-            return Self::from_data_ptr(&object);
+        // Only a true torch tensor is asked for its memory: an object that merely has the attributes of one, or
+        // claims its class, could name any address.
+        match Torch::of(&object)? {
+            None => Self::from_buffer(&object),
+            Some(torch) => match torch.describe {
+                Some(describe) => Self::from_exchange_api(&object, torch, describe),
+                None => Self::from_data_ptr(&object, torch),
+            },
         }
-        Self::from_buffer(&object)
     }
 }
 
 impl<'py> Tensor<'py> {
-    /// Reads the view through torch's C table; `None` when the table is of another major version.
+    /// The view of what nearly every argument is: a `torch.Tensor` or `torch.nn.Parameter` and no other subclass, in CPU
+    /// memory, whose gradient is not recorded. `None` for anything else, for the caller to look at without haste.
+    pub(crate) fn usual(object: &Bound<'py, PyAny>) -> Option<Self> {
+        let py = object.py();
+        let torch = Torch::get(py).ok()??;
+        if !torch.is_exact(object) && !torch.is_parameter(object) {
+            return None;
+        }
+        let tensor = Self::from_exchange_api(object, torch, torch.describe?).ok()?;
+        // Numbers that have no gradient need not be asked.
+        let plain = matches!(tensor.dtype, Dtype::I32 | Dtype::I64)
+            || !object
+                .getattr(pyo3::intern!(py, "requires_grad"))
+                .and_then(|required| required.is_truthy())
+                .ok()?
+            || !torch
+                .is_grad_enabled
+                .bind(py)
+                .call0()
+                .and_then(|enabled| enabled.is_truthy())
+                .ok()?;
+        plain.then_some(tensor)
+    }
+
+    /// Reads the view through torch's C table.
     fn from_exchange_api(
         object: &Bound<'py, PyAny>,
-        api: &Bound<'py, PyAny>,
-    ) -> PyResult<Option<Self>> {
-        let api: *const dlpack::ExchangeApi = api
-            .cast::<PyCapsule>()?
-            .pointer_checked(Some(CAPSULE_NAME))?
-            .as_ptr()
-            .cast();
-        // SAFETY: a capsule of this name holds a table that lives as long as the process; the version comes first
-        // in every version of it.
-        if unsafe { (*api).version }.major != DLPACK_MAJOR {
-            return Ok(None);
-        }
-        // SAFETY: major version 1, so the table has this layout; the field may be null, hence the Option.
-        let Some(describe) = (unsafe { (*api).dltensor_from_py_object }) else {
-            return Ok(None);
-        };
+        torch: &Torch,
+        describe: dlpack::Describe,
+    ) -> PyResult<Self> {
         let mut view = dlpack::Tensor::empty();
-        // SAFETY: the object has the type that the table was found on, we are attached to the interpreter, and
-        // `view` is a writable DLTensor.
+        // SAFETY: callers pass objects of the type that the table was found on, we are attached to the interpreter,
+        // and `view` is a writable DLTensor.
         let status = unsafe { describe(object.as_ptr().cast(), &raw mut view) };
         if status != 0 {
             let cause = PyErr::fetch(object.py());
@@ -124,12 +129,11 @@ impl<'py> Tensor<'py> {
             shape,
             strides,
         }
-        .checked_torch(object)
-        .map(Some)
+        .checked_torch(object, torch)
     }
 
     /// Reads the view through torch's Python attributes.
-    fn from_data_ptr(object: &Bound<'py, PyAny>) -> PyResult<Self> {
+    fn from_data_ptr(object: &Bound<'py, PyAny>, torch: &Torch) -> PyResult<Self> {
         let py = object.py();
         let attribute = |name: &Bound<'py, PyString>| -> PyResult<String> {
             Ok(object.getattr(name)?.str()?.to_string())
@@ -174,7 +178,7 @@ impl<'py> Tensor<'py> {
             shape,
             strides,
         }
-        .checked_torch(object)
+        .checked_torch(object, torch)
     }
 
     /// Reads the view through the buffer protocol (numpy arrays, `array.array`, `memoryview`, ...).
@@ -213,14 +217,16 @@ impl<'py> Tensor<'py> {
     }
 
     /// Refuses torch tensors whose memory does not hold their values.
-    fn checked_torch(self, object: &Bound<'py, PyAny>) -> PyResult<Self> {
+    fn checked_torch(self, object: &Bound<'py, PyAny>, torch: &Torch) -> PyResult<Self> {
         if self.data.is_null() && self.len() > 0 {
             return Err(not_plain_memory(object, None));
         }
         // Such views come from complex numbers: `x.conj().imag`.
         if matches!(self.dtype, Dtype::F16 | Dtype::F32 | Dtype::F64)
-            && object
-                .call_method0(pyo3::intern!(object.py(), "is_neg"))?
+            && torch
+                .is_neg
+                .bind(object.py())
+                .call1((object,))?
                 .is_truthy()?
         {
             return Err(PyTypeError::new_err(
@@ -313,15 +319,16 @@ impl<'py> Tensor<'py> {
     fn checked_pointer<T: Element>(&self, name: &str) -> Result<*mut T, BindError> {
         self.expect_dtype(name, T::DTYPES)?;
         if !self.is_contiguous() {
-            return Err(BindError::value_error(format!(
-                "{name}: expected a contiguous tensor, got shape {:?} with strides {:?}; call .contiguous()",
-                self.shape(),
-                self.strides()
-            )));
+            return Err(self.misplaced(name, "a contiguous tensor"));
         }
         if self.len() == 0 {
             return Ok(std::ptr::NonNull::dangling().as_ptr());
         }
+        self.aligned(name)
+    }
+
+    /// The address of the first element, if elements may lie there.
+    fn aligned<T: Element>(&self, name: &str) -> Result<*mut T, BindError> {
         let data = self.data.cast::<T>();
         if !data.is_aligned() {
             return Err(BindError::value_error(format!(
@@ -367,7 +374,7 @@ impl<'py> Tensor<'py> {
     fn extent(&self) -> (usize, usize) {
         let item = match self.dtype {
             Dtype::F64 | Dtype::I64 => 8,
-            Dtype::F32 | Dtype::I32 => 4,
+            Dtype::F32 | Dtype::I32 | Dtype::U32 => 4,
             Dtype::F16 | Dtype::BF16 => 2,
             Dtype::F8E4M3 | Dtype::F8E8M0 | Dtype::I8 | Dtype::U8 | Dtype::Bool => 1,
             // At least as wide as any type: an overlap is never missed, and such tensors are refused anyway.
@@ -393,6 +400,58 @@ impl<'py> Tensor<'py> {
     }
 }
 
+impl Tensor<'_> {
+    /// The elements from the first to the last as they lie in memory, with whatever lies between them; for readers
+    /// that step over what is not theirs.
+    ///
+    /// # Errors
+    /// A `TypeError` for another element type, a `ValueError` for misaligned memory and for steps backward.
+    pub(crate) fn as_span<T: Element>(&self, name: &str) -> Result<&[T], BindError> {
+        self.expect_dtype(name, T::DTYPES)?;
+        if self.len() == 0 {
+            return Ok(&[]);
+        }
+        let steps = self.shape().iter().zip(self.strides());
+        let mut last = 0;
+        for (&size, &stride) in steps.filter(|&(&size, _)| size > 1) {
+            let Ok(stride) = usize::try_from(stride) else {
+                return Err(self.misplaced(name, "steps forward in memory"));
+            };
+            last += stride * (size - 1);
+        }
+        let data = self.aligned::<T>(name)?;
+        // SAFETY: type and alignment are checked; the pointer is that of the first element, the last one is `last`
+        // further on and in the same allocation, which the owner keeps alive; `T` has no invalid bit patterns.
+        Ok(unsafe { std::slice::from_raw_parts(data, last + 1) })
+    }
+
+    /// Asks the system for large pages behind memory that nothing was written to yet: a new result of megabytes is
+    /// otherwise paid for with a page fault every 4 KB.
+    pub(crate) fn prefer_large_pages(&self) {
+        #[cfg(target_os = "linux")]
+        {
+            // A multiple of every page size.
+            const PAGE: usize = 1 << 16;
+            let (start, end) = self.extent();
+            let (start, end) = (start.next_multiple_of(PAGE), end / PAGE * PAGE);
+            if end > start {
+                let from = self.data.with_addr(start).cast();
+                // SAFETY: whole pages inside the tensor; the advice changes no contents, and the answer may be no.
+                unsafe { libc::madvise(from, end - start, libc::MADV_HUGEPAGE) };
+            }
+        }
+    }
+
+    /// An error about the layout.
+    pub(crate) fn misplaced(&self, name: &str, wanted: &str) -> BindError {
+        BindError::value_error(format!(
+            "{name}: expected {wanted}, got shape {:?} with strides {:?}; call .contiguous()",
+            self.shape(),
+            self.strides()
+        ))
+    }
+}
+
 /// Refuses outputs that share memory with one another or with an input.
 ///
 /// # Errors
@@ -415,24 +474,131 @@ pub(crate) fn reject_overlap(
     Ok(())
 }
 
-/// `torch.Tensor`, once the program has imported torch; this module never does.
-fn torch_tensor_type(py: Python<'_>) -> PyResult<Option<&Bound<'_, PyAny>>> {
-    static TENSOR: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    if let Some(tensor) = TENSOR.get(py) {
-        return Ok(Some(tensor.bind(py)));
+/// What is looked up in torch, once; this module never imports it.
+pub(crate) struct Torch {
+    /// `torch.Tensor`.
+    tensor: Py<PyType>,
+    /// `torch.nn.Parameter`.
+    parameter: Py<PyAny>,
+    /// `torch.is_grad_enabled`.
+    is_grad_enabled: Py<PyAny>,
+    /// `torch.Tensor.is_neg`.
+    is_neg: Py<PyAny>,
+    /// How its C table describes a tensor; older versions have no such table.
+    describe: Option<dlpack::Describe>,
+    /// `torch.empty`, and its keyword arguments for float32 and int32 in CPU memory.
+    empty: Py<PyAny>,
+    f32: Py<PyDict>,
+    i32: Py<PyDict>,
+}
+
+impl Torch {
+    /// What is needed of torch, once the program has imported it.
+    pub(crate) fn get(py: Python<'_>) -> PyResult<Option<&'static Self>> {
+        static TORCH: PyOnceLock<Torch> = PyOnceLock::new();
+        // Looked up once: a program without torch would pay for it with every array.
+        static MODULES: PyOnceLock<Py<PyDict>> = PyOnceLock::new();
+        if let Some(torch) = TORCH.get(py) {
+            return Ok(Some(torch));
+        }
+        let find = || -> PyResult<Py<PyDict>> {
+            let sys = py.import(pyo3::intern!(py, "sys"))?;
+            let modules = sys.getattr(pyo3::intern!(py, "modules"))?;
+            Ok(modules.cast_into::<PyDict>()?.unbind())
+        };
+        let modules = MODULES.get_or_try_init(py, find)?.bind(py);
+        let Some(torch) = modules.get_item(pyo3::intern!(py, "torch"))? else {
+            return Ok(None);
+        };
+        // Absent while torch itself is being imported.
+        let (Some(tensor), Some(empty), Some(is_grad_enabled), Some(nn)) = (
+            torch.getattr_opt(pyo3::intern!(py, "Tensor"))?,
+            torch.getattr_opt(pyo3::intern!(py, "empty"))?,
+            torch.getattr_opt(pyo3::intern!(py, "is_grad_enabled"))?,
+            torch.getattr_opt(pyo3::intern!(py, "nn"))?,
+        ) else {
+            return Ok(None);
+        };
+        let Some(parameter) = nn.getattr_opt(pyo3::intern!(py, "Parameter"))? else {
+            return Ok(None);
+        };
+        let tensor = tensor.cast_into::<PyType>()?;
+        let describe = match tensor.getattr_opt(pyo3::intern!(py, "__dlpack_c_exchange_api__"))? {
+            Some(api) => describe_of(&api)?,
+            None => None,
+        };
+        let of = |dtype: &str| -> PyResult<Py<PyDict>> {
+            let arguments = PyDict::new(py);
+            arguments.set_item("dtype", torch.getattr(dtype)?)?;
+            arguments.set_item("device", torch.getattr("device")?.call1(("cpu",))?)?;
+            Ok(arguments.unbind())
+        };
+        let found = Self {
+            is_neg: tensor.getattr(pyo3::intern!(py, "is_neg"))?.unbind(),
+            tensor: tensor.unbind(),
+            parameter: parameter.unbind(),
+            is_grad_enabled: is_grad_enabled.unbind(),
+            describe,
+            f32: of("float32")?,
+            i32: of("int32")?,
+            empty: empty.unbind(),
+        };
+        Ok(Some(TORCH.get_or_init(py, || found)))
     }
-    let modules = py
-        .import(pyo3::intern!(py, "sys"))?
-        .getattr(pyo3::intern!(py, "modules"))?;
-    let modules = modules.cast_into::<PyDict>()?;
-    let Some(torch) = modules.get_item(pyo3::intern!(py, "torch"))? else {
+
+    /// The same, if the object is a tensor of torch.
+    fn of(object: &Bound<'_, PyAny>) -> PyResult<Option<&'static Self>> {
+        let Some(torch) = Self::get(object.py())? else {
+            return Ok(None);
+        };
+        let tensor = torch.tensor.bind(object.py()).as_type_ptr();
+        // SAFETY: both are types that live as long as this call. Unlike `isinstance`, this asks no Python code.
+        let is_tensor = torch.is_exact(object)
+            || unsafe { pyo3::ffi::PyType_IsSubtype(object.get_type_ptr(), tensor) } != 0;
+        Ok(is_tensor.then_some(torch))
+    }
+
+    fn is_parameter(&self, object: &Bound<'_, PyAny>) -> bool {
+        object.get_type_ptr().cast() == self.parameter.as_ptr()
+    }
+
+    fn is_exact(&self, object: &Bound<'_, PyAny>) -> bool {
+        object.get_type_ptr() == self.tensor.bind(object.py()).as_type_ptr()
+    }
+
+    /// A new float32 matrix in CPU memory, not set to anything.
+    pub(crate) fn empty_f32<'py>(
+        &self,
+        py: Python<'py>,
+        shape: (usize, usize),
+    ) -> PyResult<Bound<'py, PyAny>> {
+        self.empty.bind(py).call(shape, Some(self.f32.bind(py)))
+    }
+
+    /// A new int32 matrix in CPU memory, not set to anything.
+    pub(crate) fn empty_i32<'py>(
+        &self,
+        py: Python<'py>,
+        shape: (usize, usize),
+    ) -> PyResult<Bound<'py, PyAny>> {
+        self.empty.bind(py).call(shape, Some(self.i32.bind(py)))
+    }
+}
+
+/// The function of the C table that describes a tensor; `None` when the table is of another major version.
+fn describe_of(api: &Bound<'_, PyAny>) -> PyResult<Option<dlpack::Describe>> {
+    let api: *const dlpack::ExchangeApi = api
+        .cast::<PyCapsule>()?
+        .pointer_checked(Some(CAPSULE_NAME))?
+        .as_ptr()
+        .cast();
+    // SAFETY: a capsule of this name holds a table that lives as long as the process; the version comes first in
+    // every version of it.
+    if unsafe { (*api).version }.major != DLPACK_MAJOR {
         return Ok(None);
-    };
-    // Absent while torch itself is being imported.
-    let Some(tensor) = torch.getattr_opt(pyo3::intern!(py, "Tensor"))? else {
-        return Ok(None);
-    };
-    Ok(Some(TENSOR.get_or_init(py, || tensor.unbind()).bind(py)))
+    }
+    // SAFETY: major version 1, so the table has this layout; the field may be null, hence the Option.
+    Ok(unsafe { (*api).dltensor_from_py_object })
 }
 
 fn checked_ndim(ndim: usize) -> PyResult<usize> {

@@ -1,4 +1,4 @@
-//! CPU arithmetic on packed weights, and the resident thread pool it runs on.
+//! CPU arithmetic on weights as they are stored, and the resident thread pool it runs on.
 //!
 //! Weights are read as their checkpoint stores them and never repacked; it is the activation that is laid out to match.
 //! Within an instruction tier every result's operations follow from its own row alone, so its bits depend neither on
@@ -9,6 +9,7 @@ mod activation;
 mod avx2;
 mod avx512;
 mod error;
+pub mod gate;
 mod lanes;
 mod linear;
 mod matrix;

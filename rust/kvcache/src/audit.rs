@@ -1,45 +1,32 @@
 //! Checks every invariant of the cache from scratch.
 
-use crate::{Error, PageCache, Result};
+use crate::{Error, PageCache, PageId, Result};
 
 impl PageCache {
-    /// Recounts everything and compares: reference counts with the page lists, the free stack with the reference
-    /// counts, page lists with the tokens reserved, and the free slots. Work proportional to the whole cache.
+    /// Recounts everything and compares: reference counts with the page lists, the free stack and the reusable pages
+    /// with the reference counts, page lists with the tokens reserved, the free slots, and every rule of the prefix
+    /// tree. Work proportional to the whole cache.
     ///
     /// # Errors
     /// [`Error::Corrupt`] names the first rule that does not hold.
     pub fn audit(&self) -> Result<()> {
-        let mut holders = vec![0_u32; self.pool.refcounts.len()];
-        expect_at_most(
-            "used pages",
-            0,
-            self.pool.num_pages() as u64,
-            holders.len() as u64,
-        )?;
+        let pool = &self.pages.pool;
+        let mut holders = vec![0_u32; pool.refcounts.len()];
+        let used = holders.len() as u64;
+        expect_at_most("used pages", 0, pool.num_pages() as u64, used)?;
         for (at, slot) in self.slots.entries.iter().enumerate() {
             let Some(sequence) = &slot.sequence else {
                 continue;
             };
-            expect(
-                "pages of the sequence in slot",
-                at,
-                sequence.reserved.div_ceil(self.page_size),
-                sequence.pages.len() as u64,
-            )?;
-            expect_at_most(
-                "computed tokens in slot",
-                at,
-                sequence.reserved,
-                sequence.computed,
-            )?;
-            expect_at_most(
-                "published tokens in slot",
-                at,
-                sequence.computed,
-                sequence.published,
-            )?;
+            let pages = sequence.reserved.div_ceil(self.page_size);
+            let listed = sequence.pages.len() as u64;
+            expect("pages of the sequence in slot", at, pages, listed)?;
+            let (reserved, computed) = (sequence.reserved, sequence.computed);
+            expect_at_most("computed tokens in slot", at, reserved, computed)?;
+            let published = sequence.published;
+            expect_at_most("published tokens in slot", at, computed, published)?;
             for &page in &sequence.pages {
-                let last = (holders.len() as u64).saturating_sub(1);
+                let last = used.saturating_sub(1);
                 expect_at_most("page id in slot", at, last, u64::from(page.0))?;
                 let Some(count) = holders.get_mut(page.0 as usize) else {
                     continue;
@@ -47,35 +34,24 @@ impl PageCache {
                 *count += 1;
             }
         }
-        for (page, (&held, &counted)) in holders.iter().zip(&self.pool.refcounts).enumerate() {
-            expect(
-                "reference count of page",
-                page,
-                u64::from(held),
-                u64::from(counted),
-            )?;
+        for (page, (&held, &counted)) in holders.iter().zip(&pool.refcounts).enumerate() {
+            expect("reference count of page", page, held.into(), counted.into())?;
         }
         let mut stacked = vec![0_u64; holders.len()];
-        for (at, &page) in self.pool.free.iter().enumerate() {
-            expect_at_most(
-                "free page",
-                at,
-                (holders.len() as u64).saturating_sub(1),
-                u64::from(page),
-            )?;
+        for (at, &page) in pool.free.iter().enumerate() {
+            let last = used.saturating_sub(1);
+            expect_at_most("free page", at, last, page.into())?;
             if let Some(count) = stacked.get_mut(page as usize) {
                 *count += 1;
             }
         }
         for (page, (&held, &found)) in holders.iter().zip(&stacked).enumerate() {
-            expect(
-                "entries in the free stack of page",
-                page,
-                u64::from(held == 0),
-                found,
-            )?;
+            let published = self.pages.prefix.is_published(PageId(page as u32));
+            let free = u64::from(held == 0 && !published);
+            expect("entries in the free stack of page", page, free, found)?;
         }
-        self.audit_slots()
+        self.audit_slots()?;
+        self.audit_tree()
     }
 
     fn audit_slots(&self) -> Result<()> {
@@ -100,7 +76,7 @@ impl PageCache {
     }
 }
 
-fn expect(rule: &'static str, at: usize, expected: u64, actual: u64) -> Result<()> {
+pub(crate) fn expect(rule: &'static str, at: usize, expected: u64, actual: u64) -> Result<()> {
     if expected == actual {
         Ok(())
     } else {
@@ -113,7 +89,7 @@ fn expect(rule: &'static str, at: usize, expected: u64, actual: u64) -> Result<(
     }
 }
 
-fn expect_at_most(rule: &'static str, at: usize, most: u64, actual: u64) -> Result<()> {
+pub(crate) fn expect_at_most(rule: &'static str, at: usize, most: u64, actual: u64) -> Result<()> {
     if actual <= most {
         Ok(())
     } else {
@@ -151,32 +127,32 @@ mod tests {
     #[test]
     fn audit_notices_every_kind_of_damage() {
         assert_eq!(
-            rule_broken_by(|c| c.pool.refcounts[0] += 1),
+            rule_broken_by(|c| c.pages.pool.refcounts[0] += 1),
             "reference count of page"
         );
         assert_eq!(
-            rule_broken_by(|c| c.pool.refcounts.push(1)),
+            rule_broken_by(|c| c.pages.pool.refcounts.push(1)),
             "reference count of page"
         );
         assert_eq!(
-            rule_broken_by(|c| c.pool.refcounts = vec![0; 5]),
+            rule_broken_by(|c| c.pages.pool.refcounts = vec![0; 5]),
             "used pages"
         );
         assert_eq!(
-            rule_broken_by(|c| c.pool.refcounts.push(0)),
+            rule_broken_by(|c| c.pages.pool.refcounts.push(0)),
             "entries in the free stack of page"
         );
         assert_eq!(
-            rule_broken_by(|c| c.pool.free.push(0)),
+            rule_broken_by(|c| c.pages.pool.free.push(0)),
             "entries in the free stack of page"
         );
-        assert_eq!(rule_broken_by(|c| c.pool.free.push(9)), "free page");
+        assert_eq!(rule_broken_by(|c| c.pages.pool.free.push(9)), "free page");
         assert_eq!(
             rule_broken_by(|c| c.slots.free.push(0)),
             "entries in the free list of slot"
         );
         assert_eq!(rule_broken_by(|c| c.slots.free.push(7)), "free slot");
-        let sequence = |cache: &mut PageCache, damage: fn(&mut crate::slots::Sequence)| {
+        let sequence = |cache: &mut PageCache, damage: fn(&mut crate::sequence::Sequence)| {
             damage(cache.slots.entries[0].sequence.as_mut().unwrap());
         };
         assert_eq!(

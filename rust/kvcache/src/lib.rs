@@ -19,20 +19,54 @@
 //! # Ok::<(), abyssal_kvcache::Error>(())
 //! ```
 //!
-//! Everything lies in flat arrays: a reference count per page, a stack of free pages, and a slot per sequence whose
-//! handle carries a generation, so that a handle kept too long is an error and never someone else's page.
-//! No prefix is matched yet: `open` answers that 0 tokens are cached, and the tokens, the salt and the publish flags
-//! that a prefix tree needs already cross the interface.
+//! A page full of committed and published tokens can be matched by later sequences with the same salt that begin with
+//! the same tokens, also after its sequence was closed, until its memory is needed:
+//!
+//! ```
+//! # use abyssal_kvcache::PageCache;
+//! # let mut cache = PageCache::new(8, 2)?;
+//! let (first, _) = cache.open(&[5, 6, 7], b"tenant")?;
+//! cache.step(&[first], &[3], &mut [-1; 8], 8)?;
+//! cache.commit(&[first], &[3], &[true])?;
+//! cache.close(first)?;
+//! let (_, cached) = cache.open(&[5, 6, 9], b"tenant")?;
+//! let (_, others) = cache.open(&[5, 6, 9], b"other tenant")?;
+//! assert_eq!((cached, others), (2, 0));
+//! # Ok::<(), abyssal_kvcache::Error>(())
+//! ```
+//!
+//! Everything lies in flat arrays: a reference count per page, a stack of free pages, a list of reusable ones in the
+//! order of their release, a node per published page with its tokens, a table from hashes to nodes, and a slot per
+//! sequence whose handle carries a generation, so that a handle kept too long is an error and never someone else's
+//! page. A sequence remembers how far its pages are published, so a step's work follows from its new tokens alone.
 
 #![forbid(unsafe_code)]
 
 mod audit;
+mod audit_tree;
 mod cache;
+mod commit;
 mod error;
+mod events;
+mod hash;
+mod identity;
+mod index;
+mod lru;
+mod msgpack;
+mod pages;
 mod pool;
+mod prefix;
+mod salts;
+mod saved;
+mod sequence;
 mod slots;
+mod stats;
 
-pub use cache::{PageCache, Stats};
+pub use cache::{Limits, Options, PageCache};
 pub use error::{Error, Result};
+pub use events::EventForm;
+pub use identity::{Identity, page_identities, page_identity, salt_identity};
 pub use pool::{PageCopy, PageId};
+pub use saved::{Prefix, SavedPrefix};
 pub use slots::Handle;
+pub use stats::Stats;

@@ -19,7 +19,7 @@ pub struct PageCopy {
 /// and so do these arrays, whatever `num_pages` is.
 ///
 /// Invariants: `refcounts` covers the pages used so far; of these a page is on the free stack, once, exactly when its
-/// reference count is 0.
+/// reference count is 0 and it is not published.
 #[derive(Debug)]
 pub(crate) struct Pool {
     num_pages: usize,
@@ -43,35 +43,49 @@ impl Pool {
         self.num_pages
     }
 
+    /// Pages without holders and without content.
     pub(crate) fn num_free(&self) -> usize {
         self.num_pages - self.refcounts.len() + self.free.len()
     }
 
-    /// A page for one holder; none when all are held.
-    pub(crate) fn allocate(&mut self) -> Option<PageId> {
-        if let Some(page) = self.free.pop() {
-            self.refcounts[page as usize] = 1;
-            return Some(PageId(page));
-        }
-        if self.refcounts.len() == self.num_pages {
-            return None;
-        }
-        self.refcounts.push(1);
-        Some(PageId(self.refcounts.len() as u32 - 1))
+    /// Appends pages for one holder, `count` of them or as many as are neither held nor published.
+    pub(crate) fn allocate(&mut self, count: usize, out: &mut Vec<PageId>) {
+        let freed = count.min(self.free.len());
+        let refcounts = &mut self.refcounts;
+        out.extend(
+            self.free
+                .drain(self.free.len() - freed..)
+                .rev()
+                .map(|page| {
+                    refcounts[page as usize] = 1;
+                    PageId(page)
+                }),
+        );
+        let used = self.refcounts.len();
+        let end = self.num_pages.min(used + count - freed);
+        self.refcounts.resize(end, 1);
+        out.extend((used..end).map(|page| PageId(page as u32)));
     }
 
     pub(crate) fn share(&mut self, page: PageId) {
         self.refcounts[page.0 as usize] += 1;
     }
 
-    /// One holder fewer; the last one frees the page.
-    pub(crate) fn release(&mut self, page: PageId) {
+    /// One holder fewer; whether it was the last one.
+    pub(crate) fn release(&mut self, page: PageId) -> bool {
         let count = &mut self.refcounts[page.0 as usize];
         debug_assert!(*count > 0, "page {} released once too often", page.0);
         *count -= 1;
-        if *count == 0 {
-            self.free.push(page.0);
-        }
+        *count == 0
+    }
+
+    /// Puts a page without holders on the free stack.
+    pub(crate) fn free(&mut self, page: PageId) {
+        self.free.push(page.0);
+    }
+
+    pub(crate) fn is_unheld(&self, page: PageId) -> bool {
+        self.refcounts[page.0 as usize] == 0
     }
 
     pub(crate) fn is_shared(&self, page: PageId) -> bool {

@@ -1,6 +1,6 @@
 //! Slots of sequences, named by handles that carry a generation.
 
-use crate::pool::PageId;
+use crate::sequence::Sequence;
 use crate::{Error, Result};
 
 /// Names one open sequence of one cache. Never reused: a closed sequence's handle stays invalid.
@@ -22,23 +22,6 @@ impl Handle {
     fn generation(self) -> u64 {
         self.0 >> 32
     }
-}
-
-/// What the cache knows of one sequence.
-///
-/// Invariants: `pages.len() == reserved.div_ceil(page_size)`; `published <= computed <= reserved`.
-///
-/// | tokens | meaning |
-/// |---|---|
-/// | `[0, published)` | computed, and may be shared with other requests |
-/// | `[published, computed)` | computed |
-/// | `[computed, reserved)` | have room, not computed yet |
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Sequence {
-    pub(crate) pages: Vec<PageId>,
-    pub(crate) reserved: u64,
-    pub(crate) computed: u64,
-    pub(crate) published: u64,
 }
 
 #[derive(Debug)]
@@ -85,18 +68,36 @@ impl Slots {
         }
     }
 
-    /// The slots of distinct open sequences, in the order of the handles.
-    pub(crate) fn distinct(&mut self, handles: &[Handle]) -> Result<Vec<usize>> {
+    /// Checks that the handles name distinct open sequences.
+    pub(crate) fn check_distinct(&mut self, handles: &[Handle]) -> Result<()> {
         self.epoch += 1;
-        let mut indices = Vec::with_capacity(handles.len());
         for &handle in handles {
             let index = self.index(handle)?;
             if core::mem::replace(&mut self.entries[index].mark, self.epoch) == self.epoch {
                 return Err(Error::RepeatedHandle { handle: handle.0 });
             }
-            indices.push(index);
         }
-        Ok(indices)
+        Ok(())
+    }
+
+    /// The open sequence of a handle.
+    pub(crate) fn get(&self, handle: Handle) -> Result<&Sequence> {
+        let slot = &self.entries[self.index(handle)?];
+        let stale = Error::StaleHandle { handle: handle.0 };
+        slot.sequence.as_ref().ok_or(stale)
+    }
+
+    /// The open sequence of a handle, to change.
+    pub(crate) fn get_mut(&mut self, handle: Handle) -> Result<&mut Sequence> {
+        let index = self.index(handle)?;
+        let stale = Error::StaleHandle { handle: handle.0 };
+        self.entries[index].sequence.as_mut().ok_or(stale)
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Sequence> {
+        self.entries
+            .iter_mut()
+            .filter_map(|slot| slot.sequence.as_mut())
     }
 
     pub(crate) fn remove(&mut self, handle: Handle) -> Result<Sequence> {
@@ -123,14 +124,23 @@ impl Slots {
 
 #[cfg(test)]
 mod tests {
-    use super::{Handle, LAST_GENERATION, Sequence, Slots};
+    use super::{Handle, LAST_GENERATION, Slots};
+    use crate::hash::TokenHasher;
+    use crate::prefix::Prefix;
+    use crate::sequence::Sequence;
+
+    fn sequence() -> Sequence {
+        let mut prefix = Prefix::new(1, TokenHasher::new());
+        let salt = prefix.hold_salt(b"");
+        Sequence::new(salt, prefix.root(salt))
+    }
 
     #[test]
     fn a_reused_slot_has_a_new_handle() {
         let mut slots = Slots::default();
-        let first = slots.insert(Sequence::default());
+        let first = slots.insert(sequence());
         assert!(slots.remove(first).is_ok());
-        let second = slots.insert(Sequence::default());
+        let second = slots.insert(sequence());
         assert_eq!(first.slot(), second.slot());
         assert_ne!(first, second);
         assert!(slots.index(first).is_err() && slots.index(second).is_ok());
@@ -139,12 +149,12 @@ mod tests {
     #[test]
     fn a_slot_with_its_generations_used_up_is_retired() {
         let mut slots = Slots::default();
-        slots.insert(Sequence::default());
+        slots.insert(sequence());
         slots.entries[0].generation = LAST_GENERATION;
         let last = Handle::new(0, LAST_GENERATION);
         assert!(i64::try_from(last.0).is_ok());
         assert!(slots.remove(last).is_ok());
-        assert_eq!(slots.insert(Sequence::default()).slot(), 1);
+        assert_eq!(slots.insert(sequence()).slot(), 1);
         assert!(slots.index(last).is_err());
     }
 }

@@ -1,243 +1,9 @@
-//! Random operation sequences against a naive model that stores the token at every place.
+//! Single properties of the page cache, each with the smallest case that shows it.
 
 // A failed expectation is how these tests fail.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use std::collections::HashMap;
-
-use abyssal_kvcache::{Error, Handle, PageCache};
-use proptest::prelude::*;
-
-#[derive(Debug, Clone)]
-enum Operation {
-    Open,
-    Step(Vec<(usize, u64)>),
-    Commit(usize, u64),
-    Fork(usize),
-    Close(usize),
-    Stale(usize),
-}
-
-fn operation() -> impl Strategy<Value = Operation> {
-    let picks = proptest::collection::vec((0..16_usize, 0..9_u64), 0..5);
-    prop_oneof![
-        2 => Just(Operation::Open),
-        6 => picks.prop_map(Operation::Step),
-        3 => (0..16_usize, 0..9_u64).prop_map(|(pick, back)| Operation::Commit(pick, back)),
-        3 => (0..16_usize).prop_map(Operation::Fork),
-        2 => (0..16_usize).prop_map(Operation::Close),
-        1 => (0..16_usize).prop_map(Operation::Stale),
-    ]
-}
-
-/// One sequence of the model: the tokens it has written, by their own unique values.
-#[derive(Clone)]
-struct Naive {
-    handle: Handle,
-    tokens: Vec<u64>,
-    computed: u64,
-}
-
-/// The model's memory: what the caller's rows hold after making the copies and writing the tokens.
-struct World {
-    cache: PageCache,
-    page_size: usize,
-    rows: Vec<u64>,
-    open: Vec<Naive>,
-    closed: Vec<Handle>,
-    next_token: u64,
-    tables: HashMap<Handle, Vec<i32>>,
-}
-
-impl World {
-    fn new(num_pages: usize, page_size: usize) -> Self {
-        Self {
-            cache: PageCache::new(num_pages, page_size).unwrap(),
-            page_size,
-            rows: vec![0; num_pages * page_size],
-            open: Vec::new(),
-            closed: Vec::new(),
-            next_token: 1,
-            tables: HashMap::new(),
-        }
-    }
-
-    fn step(&mut self, picks: &[(usize, u64)]) {
-        let mut chosen: Vec<(usize, u64)> = Vec::new();
-        for &(pick, count) in picks {
-            let Some(pick) = pick.checked_rem(self.open.len()) else {
-                return;
-            };
-            if chosen.iter().all(|&(other, _)| other != pick) {
-                chosen.push((pick, count));
-            }
-        }
-        let handles: Vec<_> = chosen
-            .iter()
-            .map(|&(pick, _)| self.open[pick].handle)
-            .collect();
-        let counts: Vec<_> = chosen.iter().map(|&(_, count)| count).collect();
-        let width = self.rows.len() / self.page_size;
-        let mut tables = vec![-1; handles.len() * width];
-        let before = self.cache.stats();
-        match self.cache.step(&handles, &counts, &mut tables, width) {
-            Ok(copies) => {
-                let old = self.rows.clone();
-                for copy in copies {
-                    let (from, to) = (copy.from.0 as usize, copy.to.0 as usize);
-                    let size = self.page_size;
-                    self.rows[to * size..][..size].copy_from_slice(&old[from * size..][..size]);
-                }
-                for (row, &(pick, count)) in chosen.iter().enumerate() {
-                    let table = &tables[row * width..][..width];
-                    for _ in 0..count {
-                        let place = self.open[pick].tokens.len();
-                        let page = usize::try_from(table[place / self.page_size]).unwrap();
-                        self.rows[page * self.page_size + place % self.page_size] = self.next_token;
-                        self.open[pick].tokens.push(self.next_token);
-                        self.next_token += 1;
-                    }
-                    self.tables.insert(self.open[pick].handle, table.to_vec());
-                }
-            }
-            Err(Error::OutOfPages { asked, free }) => {
-                assert!(asked > free);
-                assert_eq!(free, before.free_pages as u64);
-                assert_eq!(self.cache.stats(), before);
-                assert!(
-                    tables.iter().all(|&entry| entry == -1),
-                    "a refused step wrote the table"
-                );
-            }
-            Err(error) => panic!("{error}"),
-        }
-    }
-
-    fn apply(&mut self, operation: &Operation) {
-        match operation {
-            Operation::Open => {
-                let (handle, cached) = self.cache.open(&[1, 2], b"salt").unwrap();
-                assert_eq!(cached, 0);
-                assert!(
-                    !self.closed.contains(&handle),
-                    "a closed handle was given out again"
-                );
-                self.open.push(Naive {
-                    handle,
-                    tokens: Vec::new(),
-                    computed: 0,
-                });
-            }
-            Operation::Step(picks) => self.step(picks),
-            Operation::Commit(pick, back) => {
-                let Some(pick) = pick.checked_rem(self.open.len()) else {
-                    return;
-                };
-                let naive = &mut self.open[pick];
-                let computed = (naive.tokens.len() as u64)
-                    .saturating_sub(*back)
-                    .max(naive.computed);
-                self.cache
-                    .commit(&[naive.handle], &[computed], &[*back == 0])
-                    .unwrap();
-                naive.computed = computed;
-                let beyond = naive.tokens.len() as u64 + 1;
-                let error = self
-                    .cache
-                    .commit(&[naive.handle], &[beyond], &[true])
-                    .unwrap_err();
-                assert!(matches!(error, Error::Computed { .. }));
-            }
-            Operation::Fork(pick) => {
-                let Some(pick) = pick.checked_rem(self.open.len()) else {
-                    return;
-                };
-                let naive = self.open[pick].clone();
-                let whole = naive.computed == naive.tokens.len() as u64;
-                match self.cache.fork(naive.handle) {
-                    Ok(handle) => {
-                        assert!(whole);
-                        if let Some(table) = self.tables.get(&naive.handle).cloned() {
-                            self.tables.insert(handle, table);
-                        }
-                        self.open.push(Naive { handle, ..naive });
-                    }
-                    Err(error) => {
-                        assert!(!whole && matches!(error, Error::ForkUncomputed { .. }));
-                    }
-                }
-            }
-            Operation::Close(pick) => {
-                let Some(pick) = pick.checked_rem(self.open.len()) else {
-                    return;
-                };
-                let naive = self.open.swap_remove(pick);
-                self.cache.close(naive.handle).unwrap();
-                self.closed.push(naive.handle);
-            }
-            Operation::Stale(pick) => {
-                let Some(pick) = pick.checked_rem(self.closed.len()) else {
-                    return;
-                };
-                let stale = [self.closed[pick]];
-                let error = Error::StaleHandle { handle: stale[0].0 };
-                assert_eq!(self.cache.close(stale[0]), Err(error));
-                assert_eq!(self.cache.fork(stale[0]), Err(error));
-                assert_eq!(self.cache.commit(&stale, &[0], &[false]), Err(error));
-                assert_eq!(self.cache.step(&stale, &[1], &mut [0; 8], 8), Err(error));
-            }
-        }
-    }
-
-    /// Every sequence reads back exactly what it wrote, whatever the others did.
-    fn check(&self) {
-        self.cache.audit().unwrap();
-        let stats = self.cache.stats();
-        assert_eq!(stats.sequences, self.open.len());
-        assert_eq!(
-            stats.reserved_tokens,
-            self.open
-                .iter()
-                .map(|naive| naive.tokens.len() as u64)
-                .sum::<u64>()
-        );
-        assert_eq!(
-            stats.computed_tokens,
-            self.open.iter().map(|naive| naive.computed).sum::<u64>()
-        );
-        for naive in &self.open {
-            for (place, &token) in naive.tokens.iter().enumerate() {
-                let page = self.tables[&naive.handle][place / self.page_size] as usize;
-                assert_eq!(
-                    self.rows[page * self.page_size + place % self.page_size],
-                    token
-                );
-            }
-        }
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn every_sequence_reads_back_its_own_tokens(
-        num_pages in 1..12_usize,
-        page_size in 1..6_usize,
-        operations in proptest::collection::vec(operation(), 1..80),
-    ) {
-        let mut world = World::new(num_pages, page_size);
-        for operation in &operations {
-            world.apply(operation);
-            world.check();
-        }
-        while let Some(naive) = world.open.pop() {
-            world.cache.close(naive.handle).unwrap();
-        }
-        world.cache.audit().unwrap();
-        prop_assert_eq!(world.cache.stats().free_pages, num_pages);
-    }
-}
+use abyssal_kvcache::{Error, Handle, Limits, Options, PageCache};
 
 #[test]
 fn of_three_holders_of_a_half_filled_page_two_copy_it() {
@@ -346,4 +112,248 @@ fn sizes_out_of_range_are_refused() {
         PageCache::new(asked, 64).unwrap_err(),
         Error::NumPages { asked }
     );
+}
+
+/// Opens a sequence, computes all its tokens and publishes them; returns its handle and what was cached.
+fn compute(cache: &mut PageCache, ids: &[u32], salt: &[u8]) -> (Handle, u64) {
+    let (handle, cached) = cache.open(ids, salt).unwrap();
+    let length = ids.len() as u64;
+    let mut table = [-1; 16];
+    cache
+        .step(&[handle], &[length - cached], &mut table, 16)
+        .unwrap();
+    cache.commit(&[handle], &[length], &[true]).unwrap();
+    cache.audit().unwrap();
+    (handle, cached)
+}
+
+fn cached(cache: &mut PageCache, ids: &[u32], salt: &[u8]) -> u64 {
+    let (handle, cached) = cache.open(ids, salt).unwrap();
+    cache.close(handle).unwrap();
+    cache.audit().unwrap();
+    cached
+}
+
+#[test]
+fn a_page_is_matched_once_all_its_tokens_are_committed_and_published() {
+    let mut cache = PageCache::new(8, 4).unwrap();
+    let ids = [1, 2, 3, 4, 5, 6, 7, 8, 9];
+    let (handle, _) = cache.open(&ids, b"").unwrap();
+    assert_eq!(cached(&mut cache, &ids, b""), 0);
+    cache.step(&[handle], &[9], &mut [0; 8], 8).unwrap();
+    assert_eq!(cached(&mut cache, &ids, b""), 0);
+    cache.commit(&[handle], &[7], &[false]).unwrap();
+    assert_eq!(cached(&mut cache, &ids, b""), 0);
+    cache.commit(&[handle], &[7], &[true]).unwrap();
+    assert_eq!(cached(&mut cache, &ids, b""), 4);
+    cache.commit(&[handle], &[9], &[true]).unwrap();
+    assert_eq!(cached(&mut cache, &ids, b""), 8);
+    assert_eq!(cached(&mut cache, &ids[..8], b""), 8);
+    assert_eq!(cached(&mut cache, &ids[..7], b""), 4);
+    assert_eq!(cached(&mut cache, &ids[1..], b""), 0);
+}
+
+#[test]
+fn generated_tokens_are_published_when_their_ids_are_told() {
+    let mut cache = PageCache::new(8, 2).unwrap();
+    let (handle, _) = cache.open(&[1], b"").unwrap();
+    for (step, token) in [7, 8, 9].into_iter().enumerate() {
+        cache.step(&[handle], &[1], &mut [0; 8], 8).unwrap();
+        let ids: &[u32] = if step == 0 { &[] } else { &[token] };
+        let computed = [step as u64 + 1];
+        cache
+            .commit_tokens(&[handle], &computed, &[true], ids)
+            .unwrap();
+    }
+    assert_eq!(cached(&mut cache, &[1, 8, 9], b""), 2);
+    // Without ids nothing more is published until they are all told.
+    cache.step(&[handle], &[2], &mut [0; 8], 8).unwrap();
+    cache.commit(&[handle], &[4], &[true]).unwrap();
+    assert_eq!(cached(&mut cache, &[1, 8, 9, 5], b""), 2);
+    cache
+        .commit_tokens(&[handle], &[5], &[true], &[5, 6])
+        .unwrap();
+    assert_eq!(cached(&mut cache, &[1, 8, 9, 5], b""), 4);
+}
+
+#[test]
+fn salts_share_nothing_whatever_bytes_they_are() {
+    let salts: [&[u8]; 6] = [
+        b"",
+        b"\0",
+        b"\0\0",
+        b"a",
+        "\u{fffd}\u{1f600}".as_bytes(),
+        &[0xff; 5000],
+    ];
+    for bits in [0, 64] {
+        let mut cache = PageCache::with_hash_bits(40, 2, bits).unwrap();
+        let held: Vec<Handle> = salts
+            .iter()
+            .map(|salt| {
+                let (handle, cached) = compute(&mut cache, &[1, 2, 3, 4], salt);
+                assert_eq!(cached, 0);
+                handle
+            })
+            .collect();
+        assert_eq!(cache.stats().published_pages, 12);
+        assert_eq!(cache.stats().shared_pages, 0);
+        for (salt, handle) in salts.iter().zip(held) {
+            assert_eq!(cached(&mut cache, &[1, 2, 3, 4], salt), 4);
+            cache.close(handle).unwrap();
+        }
+    }
+}
+
+#[test]
+fn the_page_released_first_is_given_up_first_and_a_child_before_its_parent() {
+    let chains: [&[u32]; 4] = [&[3, 4], &[3], &[1, 2], &[1]];
+    // How many pages of each chain are left after so many were given up.
+    for (taken, left) in [[2, 1, 2, 1], [1, 1, 2, 1], [0, 0, 2, 1], [0, 0, 1, 1]]
+        .iter()
+        .enumerate()
+    {
+        let mut cache = PageCache::new(4, 1).unwrap();
+        let (first, _) = compute(&mut cache, &[1, 2], b"");
+        let (second, _) = compute(&mut cache, &[3, 4], b"");
+        cache.close(second).unwrap();
+        cache.close(first).unwrap();
+        let (filler, _) = cache.open(&[], b"").unwrap();
+        cache
+            .step(&[filler], &[taken as u64], &mut [0; 4], 4)
+            .unwrap();
+        assert_eq!(cache.stats().evictions, taken as u64);
+        assert_eq!(chains.map(|ids| cached(&mut cache, ids, b"")), *left);
+    }
+}
+
+#[test]
+fn free_pages_are_dealt_before_reusable_ones() {
+    let mut cache = PageCache::new(4, 1).unwrap();
+    let (first, _) = compute(&mut cache, &[1], b"");
+    cache.close(first).unwrap();
+    let (other, _) = cache.open(&[], b"").unwrap();
+    cache.step(&[other], &[3], &mut [0; 4], 4).unwrap();
+    assert_eq!(cache.stats().evictions, 0);
+    assert_eq!(cached(&mut cache, &[1], b""), 1);
+    cache.step(&[other], &[1], &mut [0; 4], 4).unwrap();
+    assert_eq!(cache.stats().evictions, 1);
+    assert_eq!(cached(&mut cache, &[1], b""), 0);
+}
+
+#[test]
+fn a_prompt_computed_twice_at_once_is_published_once() {
+    let mut cache = PageCache::new(8, 2).unwrap();
+    let (first, _) = cache.open(&[1, 2, 3, 4], b"").unwrap();
+    let (second, _) = cache.open(&[1, 2, 3, 4, 5, 6], b"").unwrap();
+    cache
+        .step(&[first, second], &[4, 6], &mut [0; 16], 8)
+        .unwrap();
+    cache
+        .commit(&[first, second], &[4, 6], &[true, true])
+        .unwrap();
+    cache.audit().unwrap();
+    assert_eq!(cache.stats().published_pages, 3);
+    assert_eq!(cached(&mut cache, &[1, 2, 3, 4, 5, 6], b""), 6);
+    cache.close(first).unwrap();
+    cache.close(second).unwrap();
+    cache.audit().unwrap();
+    assert_eq!(cached(&mut cache, &[1, 2, 3, 4, 5, 6], b""), 6);
+}
+
+#[test]
+fn limits_cut_a_match_to_what_the_caller_can_use() {
+    let mut cache = PageCache::new(16, 2).unwrap();
+    let ids: Vec<u32> = (0..14).collect();
+    compute(&mut cache, &ids, b"");
+    for (max_cached, multiple_of, expected) in [
+        (u64::MAX, 1, 14),
+        (13, 1, 12),
+        (0, 1, 0),
+        (u64::MAX, 4, 12),
+        (u64::MAX, 3, 12),
+        (11, 5, 10),
+        (9, 7, 0),
+        (u64::MAX, u64::MAX, 0),
+    ] {
+        let limits = Limits {
+            max_cached,
+            multiple_of,
+        };
+        let (handle, cached) = cache.open_within(&ids, b"", limits).unwrap();
+        assert_eq!(cached, expected);
+        cache.audit().unwrap();
+        cache.close(handle).unwrap();
+    }
+    let none = Limits {
+        multiple_of: 0,
+        ..Limits::default()
+    };
+    assert_eq!(cache.open_within(&ids, b"", none), Err(Error::MultipleOf));
+}
+
+#[test]
+fn clearing_forgets_content_and_what_open_sequences_would_publish() {
+    let mut cache = PageCache::new(8, 2).unwrap();
+    let (first, _) = compute(&mut cache, &[1, 2, 3, 4], b"");
+    let (second, _) = cache.open(&[1, 2, 9, 9], b"").unwrap();
+    cache.close(first).unwrap();
+    cache.clear();
+    cache.audit().unwrap();
+    assert_eq!(cached(&mut cache, &[1, 2], b""), 0);
+    cache.step(&[second], &[2], &mut [0; 8], 8).unwrap();
+    cache.commit(&[second], &[4], &[true]).unwrap();
+    assert_eq!(cache.stats().published_pages, 0);
+    cache.close(second).unwrap();
+    compute(&mut cache, &[1, 2], b"");
+    assert_eq!(cached(&mut cache, &[1, 2], b""), 2);
+}
+
+#[test]
+fn without_reuse_nothing_is_published() {
+    let options = Options {
+        reuse: false,
+        ..Options::default()
+    };
+    let mut cache = PageCache::with_options(4, 2, options).unwrap();
+    let (handle, cached) = compute(&mut cache, &[1, 2], b"");
+    assert_eq!((cached, cache.stats().published_pages), (0, 0));
+    let error = cache.commit_tokens(&[handle], &[2], &[true], &[7]);
+    assert_eq!(
+        error,
+        Err(Error::TokenIds {
+            given: 1,
+            expected: 0
+        })
+    );
+    assert_eq!(compute(&mut cache, &[1, 2], b"").1, 0);
+}
+
+#[test]
+fn kept_rows_are_written_from_where_they_end() {
+    let mut cache = PageCache::new(8, 2).unwrap();
+    let (handle, _) = cache.open(&[], b"").unwrap();
+    let (mut row, mut written) = ([-1; 8], [0]);
+    cache
+        .step_kept(&[handle], &[3], &mut row, 8, &mut written)
+        .unwrap();
+    assert_eq!((row[..3].to_vec(), written), (vec![0, 1, -1], [2]));
+    row[0] = 77;
+    cache
+        .step_kept(&[handle], &[2], &mut row, 8, &mut written)
+        .unwrap();
+    assert_eq!((row[..4].to_vec(), written), (vec![77, 1, 2, -1], [3]));
+    // A page that is copied replaces an entry that was written already.
+    cache.commit(&[handle], &[5], &[false]).unwrap();
+    let fork = cache.fork(handle).unwrap();
+    let copies = cache
+        .step_kept(&[handle], &[1], &mut row, 8, &mut written)
+        .unwrap();
+    assert_eq!((copies.len(), row[2], written), (1, 3, [3]));
+    for given in [-1, 4] {
+        let result = cache.step_kept(&[handle], &[1], &mut row, 8, &mut [given]);
+        assert_eq!(result, Err(Error::Written { given, pages: 3 }));
+    }
+    cache.close(fork).unwrap();
+    cache.audit().unwrap();
 }

@@ -3,8 +3,29 @@
 //! Every conversion to a narrow format rounds once, to nearest even. All are branch-free selects, so that loops over
 //! them compile to vector code; none depends on how the processor treats subnormal inputs.
 
-/// An element type that float32 values are read from and written to.
-pub trait Element: Copy + Send + Sync {
+/// The formats of elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[doc(hidden)]
+pub enum Format {
+    F32,
+    Bf16,
+    F16,
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for super::Bf16 {}
+    impl Sealed for super::F16 {}
+}
+
+/// An element type that float32 values are read from and written to: `f32`, [`Bf16`] or [`F16`].
+///
+/// Sealed, because instruction tiers read the memory of a type by its [`Format`].
+pub trait Element: Copy + Default + Send + Sync + sealed::Sealed {
+    /// Which of the three types this is.
+    #[doc(hidden)]
+    const FORMAT: Format;
     /// The exact value.
     fn load(self) -> f32;
     /// The nearest value, ties to even.
@@ -12,12 +33,12 @@ pub trait Element: Copy + Send + Sync {
 }
 
 /// The bits of a bfloat16.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Bf16(pub u16);
 
 /// The bits of an IEEE half-precision number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct F16(pub u16);
 
@@ -44,6 +65,8 @@ views!(Bf16);
 views!(F16);
 
 impl Element for f32 {
+    const FORMAT: Format = Format::F32;
+
     #[inline(always)]
     fn load(self) -> f32 {
         self
@@ -56,6 +79,8 @@ impl Element for f32 {
 }
 
 impl Element for Bf16 {
+    const FORMAT: Format = Format::Bf16;
+
     #[inline(always)]
     fn load(self) -> f32 {
         f32::from_bits(u32::from(self.0) << 16)
@@ -72,6 +97,8 @@ impl Element for Bf16 {
 }
 
 impl Element for F16 {
+    const FORMAT: Format = Format::F16;
+
     #[inline(always)]
     fn load(self) -> f32 {
         let bits = u32::from(self.0);

@@ -4,16 +4,28 @@
 //! tier gives the same bits. Matrices are row-major slices; leading dimensions are the caller's.
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may fail"))]
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod error;
 mod float;
 mod fp8;
+mod kernels;
 mod linear;
 mod mxfp4;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(test)]
+mod quotient;
+mod rows;
+mod scalar;
 mod simd;
 
 pub use error::{Error, Result};
 pub use float::{Bf16, Element, F16, e4m3_to_f32, e8m0_to_f32, f32_to_e4m3};
 pub use fp8::{Blocks, ScaleFormat, Scales};
+pub use rows::Rows;
 pub use simd::Tier;
 
 use error::expect_length;
@@ -26,12 +38,13 @@ use error::expect_length;
 /// Lengths that do not fit the blocks, empty blocks, a matrix without columns.
 pub fn quantize_fp8<T: Element>(
     tier: Tier,
-    x: &[T],
-    blocks: Blocks,
+    x: Rows<'_, T>,
+    block: (usize, usize),
     format: ScaleFormat,
     codes: &mut [u8],
     scales: &mut [f32],
 ) -> Result<()> {
+    let (x, blocks) = cut(x, block);
     blocks.check("x", x.len(), scales.len())?;
     expect_length("codes", x.len(), codes.len())?;
     tier.quantize_fp8(x, blocks, format, codes, scales);
@@ -44,32 +57,50 @@ pub fn quantize_fp8<T: Element>(
 /// Lengths that do not fit the blocks, empty blocks, a matrix without columns.
 pub fn dequantize_fp8<T: Element>(
     tier: Tier,
-    codes: &[u8],
+    codes: Rows<'_, u8>,
     scales: Scales<'_>,
-    blocks: Blocks,
+    block: (usize, usize),
     out: &mut [T],
 ) -> Result<()> {
+    let (codes, blocks) = cut(codes, block);
     blocks.check("codes", codes.len(), scales.len())?;
     expect_length("out", codes.len(), out.len())?;
     tier.dequantize_fp8(codes, scales, blocks, out);
     Ok(())
 }
 
-/// Quantizes rows of `columns` elements to MXFP4.
+/// Matrices with their blocks. The rows of all matrices are one matrix where blocks cannot tell the difference.
+fn cut<T: Copy>(
+    x: Rows<'_, T>,
+    (block_rows, block_columns): (usize, usize),
+) -> (Rows<'_, T>, Blocks) {
+    let [_, rows, _] = x.shape();
+    let whole = block_rows > 0 && rows.is_multiple_of(block_rows);
+    let x = if whole { x.merged() } else { x };
+    let [matrices, rows, columns] = x.shape();
+    let blocks = Blocks {
+        matrices,
+        rows,
+        columns,
+        block_rows,
+        block_columns,
+    };
+    (x, blocks)
+}
+
+/// Quantizes rows to MXFP4.
 ///
 /// # Errors
 /// A NaN, columns that do not fall into blocks of 32, lengths that do not fit; nothing is written then.
 pub fn quantize_mxfp4<T: Element>(
     tier: Tier,
-    x: &[T],
-    columns: usize,
+    x: Rows<'_, T>,
     codes: &mut [u8],
     scales: &mut [u8],
 ) -> Result<()> {
-    let rows = x.len().checked_div(columns).unwrap_or(0);
-    mxfp4::check(rows, columns, codes.len(), scales.len())?;
-    expect_length("x", rows * columns, x.len())?;
-    mxfp4::check_no_nan(x)?;
+    let [matrices, rows, columns] = x.shape();
+    mxfp4::check(matrices * rows, columns, codes.len(), scales.len())?;
+    tier.check_no_nan(x)?;
     tier.quantize_mxfp4(x, codes, scales);
     Ok(())
 }
@@ -80,14 +111,13 @@ pub fn quantize_mxfp4<T: Element>(
 /// Columns that do not fall into blocks of 32, lengths that do not fit.
 pub fn dequantize_mxfp4<T: Element>(
     tier: Tier,
-    codes: &[u8],
+    codes: Rows<'_, u8>,
     scales: &[u8],
-    columns: usize,
     out: &mut [T],
 ) -> Result<()> {
-    let rows = out.len().checked_div(columns).unwrap_or(0);
-    mxfp4::check(rows, columns, codes.len(), scales.len())?;
-    expect_length("out", rows * columns, out.len())?;
+    let [matrices, rows, half] = codes.shape();
+    mxfp4::check(matrices * rows, half * 2, codes.len(), scales.len())?;
+    expect_length("out", codes.len() * 2, out.len())?;
     tier.dequantize_mxfp4(codes, scales, out);
     Ok(())
 }
@@ -130,6 +160,7 @@ pub fn fp8_linear<T: Element>(
     } = layer;
     let block = linear::BLOCK;
     Blocks {
+        matrices: 1,
         rows,
         columns,
         block_rows: block,

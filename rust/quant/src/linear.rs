@@ -13,6 +13,7 @@
 use crate::float::{Element, e4m3_to_f32};
 use crate::fp8::Scales;
 use crate::mxfp4;
+use crate::scalar;
 use crate::simd::Tier;
 
 /// Columns of a block.
@@ -86,7 +87,7 @@ impl Weight for Mxfp4<'_> {
             values.fill(0.0);
         }
         let scales = &self.scales[start / mxfp4::BLOCK..end / mxfp4::BLOCK];
-        mxfp4::decode(
+        scalar::decode_mxfp4(
             &self.codes[start / 2..end / 2],
             scales,
             &mut values[..end - start],

@@ -1,9 +1,12 @@
 //! A routing rule, and the choice of experts and weights for each row of logits.
 
 use crate::error::{Error, Result, expect_length};
-use crate::scores::Scoring;
+use crate::lane_select::Choice;
+use crate::logits::Logits;
+use crate::scores::{Scoring, scores_row};
 use crate::select::{GroupScore, NEVER, group_order, index_of, order, top};
 use crate::simd::Tier;
+use crate::simd::lanes::WIDTH;
 
 /// Which experts a token gets, and with what weight.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -45,7 +48,11 @@ pub struct Output<'a> {
 }
 
 impl Output<'_> {
-    fn check(&self, tokens: usize, top_k: usize, num_experts: usize) -> Result<()> {
+    /// Checks the lengths.
+    ///
+    /// # Errors
+    /// The first that does not fit.
+    pub fn check(&self, tokens: usize, top_k: usize, num_experts: usize) -> Result<()> {
         expect_length("weights", tokens * top_k, self.weights.len())?;
         expect_length("indices", tokens * top_k, self.indices.len())?;
         self.load.as_ref().map_or(Ok(()), |load| {
@@ -54,7 +61,7 @@ impl Output<'_> {
     }
 }
 
-fn check_experts(num_experts: usize) -> Result<()> {
+pub(crate) fn check_experts(num_experts: usize) -> Result<()> {
     match num_experts {
         0 => Err(Error::NoExperts),
         1..=0x7fff_ffff => Ok(()),
@@ -63,7 +70,11 @@ fn check_experts(num_experts: usize) -> Result<()> {
 }
 
 impl Rule {
-    fn check(&self) -> Result<()> {
+    /// Checks that the numbers fit together.
+    ///
+    /// # Errors
+    /// The first that does not.
+    pub fn check(&self) -> Result<()> {
         let Self {
             num_experts,
             top_k,
@@ -92,24 +103,65 @@ impl Rule {
     }
 
     /// Bars the experts outside the best groups.
-    fn keep_groups(&self, keys: &[f32], orders: &mut [u32], best: &mut [u64]) {
+    fn keep_groups(&self, orders: &mut [i32]) {
         let size = self.num_experts / self.num_groups;
-        let groups = keys.chunks_exact(size).zip(orders.chunks_exact(size));
-        top(
-            groups.map(|(keys, orders)| group_order(self.group_score, keys, orders)),
-            best,
-        );
-        for (group, orders) in orders.chunks_exact_mut(size).enumerate() {
-            if !best.iter().any(|&rank| index_of(rank) == group) {
-                orders.fill(NEVER);
+        with_ranks(self.top_groups, |best| {
+            let groups = orders.chunks_exact(size);
+            top(
+                groups.map(|orders| group_order(self.group_score, orders)),
+                best,
+            );
+            for (group, orders) in orders.chunks_exact_mut(size).enumerate() {
+                if !best.iter().any(|&rank| index_of(rank) == group) {
+                    orders.fill(NEVER);
+                }
             }
+        });
+    }
+
+    /// Chooses and weighs the experts of one row; returns whether there were enough.
+    pub(crate) fn choose(
+        &self,
+        scores: &[f32],
+        orders: &mut [i32],
+        weights: &mut [f32],
+        indices: &mut [i32],
+    ) -> bool {
+        if self.top_groups < self.num_groups {
+            self.keep_groups(orders);
         }
+        with_ranks(self.top_k, |best| {
+            top(orders.iter().copied(), best);
+            for ((&rank, weight), index) in best.iter().zip(weights.iter_mut()).zip(indices) {
+                *index = index_of(rank) as i32;
+                *weight = scores[index_of(rank)];
+            }
+            // Ranks descend, so the last one tells whether all may be chosen.
+            let complete = orders[index_of(best[self.top_k - 1])] != NEVER;
+            if complete {
+                self.weighting.apply(weights);
+            } else {
+                weights.fill(f32::NAN);
+            }
+            complete
+        })
+    }
+}
+
+/// Runs `work` with memory for `count` ranks, on the stack if they are few.
+fn with_ranks<T>(count: usize, work: impl FnOnce(&mut [i64]) -> T) -> T {
+    const FEW: usize = 64;
+    if count <= FEW {
+        work(&mut [0; FEW][..count])
+    } else {
+        work(&mut vec![0; count])
     }
 }
 
 impl Weighting {
     /// Turns a row of scores into weights, in place.
-    fn apply(self, weights: &mut [f32]) {
+    #[inline]
+    pub(crate) fn apply(self, weights: &mut [f32]) {
         if self.normalize {
             // Infinite scores share the weight: the limit, where their quotients would be NaN.
             if weights.contains(&f32::INFINITY) {
@@ -131,21 +183,79 @@ impl Weighting {
     }
 }
 
+/// A call that was checked.
+pub(crate) struct Job<'a> {
+    pub(crate) rule: &'a Rule,
+    pub(crate) logits: Logits<'a>,
+    pub(crate) bias: Option<&'a [f32]>,
+}
+
+/// Memory of the rows that are routed together. Rows are those of the experts, rounded up to whole vectors.
+pub(crate) struct Scratch<'a> {
+    /// Logits of one row that came in a narrower format.
+    pub(crate) widened: &'a mut [f32],
+    pub(crate) scores: &'a mut [f32],
+    /// Each row is one vector longer, so that a vector can be read from the start of every expert.
+    pub(crate) orders: &'a mut [i32],
+    /// One for each row.
+    pub(crate) choices: &'a mut [Choice],
+}
+
+impl Scratch<'_> {
+    /// Runs `work` with scratch memory for some of the tokens, on the stack unless rows are very long.
+    fn with<T>(
+        num_experts: usize,
+        tokens: usize,
+        narrow: bool,
+        work: impl FnOnce(&mut Scratch<'_>) -> T,
+    ) -> T {
+        macro_rules! on_stack {
+            ($experts:literal, $widened:literal, $rows:literal) => {
+                work(&mut Scratch {
+                    widened: &mut [0.0; $widened],
+                    scores: &mut [0.0; $experts * $rows],
+                    orders: &mut [NEVER; ($experts + WIDTH) * $rows],
+                    choices: &mut [Choice::EMPTY; $rows],
+                })
+            };
+        }
+        match (num_experts, tokens, narrow) {
+            (..=256, ..=1, false) => on_stack!(256, 0, 1),
+            (..=64, _, _) => on_stack!(64, 64, 8),
+            (..=256, _, _) => on_stack!(256, 256, 8),
+            (..=1024, ..=1, _) => on_stack!(1024, 1024, 1),
+            (..=512, _, _) => on_stack!(512, 512, 4),
+            (..=1024, _, _) => on_stack!(1024, 1024, 3),
+            _ => {
+                let padded = num_experts.next_multiple_of(WIDTH);
+                work(&mut Scratch {
+                    widened: &mut vec![0.0; if narrow { padded } else { 0 }],
+                    scores: &mut vec![0.0; padded],
+                    orders: &mut vec![NEVER; padded + WIDTH],
+                    choices: &mut [Choice::EMPTY],
+                })
+            }
+        }
+    }
+}
+
 /// Chooses experts and weights for each row of logits; returns how many rows got NaN weights because fewer than
 /// `top_k` of their experts could be chosen.
 ///
 /// Ties go to the lower index. A NaN logit counts as negative infinity and is never chosen; experts outside the kept
 /// groups neither. A row without enough experts has in-range indices without meaning and adds nothing to the load.
+/// Up to 1024 experts, 64 groups kept and 64 experts per token, nothing is allocated.
 ///
 /// # Errors
 /// A rule or a length that does not fit; nothing is written then.
-pub fn route(
+pub fn route<'a>(
     tier: Tier,
     rule: &Rule,
-    logits: &[f32],
+    logits: impl Into<Logits<'a>>,
     bias: Option<&[f32]>,
-    output: Output<'_>,
+    mut output: Output<'_>,
 ) -> Result<usize> {
+    let logits = logits.into();
     rule.check()?;
     let Rule {
         num_experts, top_k, ..
@@ -156,158 +266,48 @@ pub fn route(
     if let Some(bias) = bias {
         expect_length("correction_bias", num_experts, bias.len())?;
     }
-    let Output {
-        weights,
-        indices,
-        mut load,
-    } = output;
-    let mut scores = vec![0.0_f32; num_experts];
-    let mut biased = vec![0.0_f32; if bias.is_some() { num_experts } else { 0 }];
-    let mut orders = vec![NEVER; num_experts];
-    let mut best = vec![0_u64; top_k];
-    let mut best_groups = vec![0_u64; rule.top_groups];
+    let job = Job { rule, logits, bias };
+    let narrow = logits.is_narrow();
+    Ok(Scratch::with(num_experts, tokens, narrow, |scratch| {
+        tier.rows(&job, &mut output, scratch)
+    }))
+}
+
+/// Routes the rows of a job: the specification.
+pub(crate) fn rows(job: &Job<'_>, output: &mut Output<'_>, scratch: &mut Scratch<'_>) -> usize {
+    let Job { rule, logits, bias } = *job;
+    let scores = &mut scratch.scores[..rule.num_experts];
+    let orders = &mut scratch.orders[..rule.num_experts];
     let mut incomplete = 0;
-    let rows = logits
-        .chunks_exact(num_experts)
-        .zip(weights.chunks_exact_mut(top_k))
-        .zip(indices.chunks_exact_mut(top_k));
-    for ((logits, weights), indices) in rows {
-        tier.scores(rule.scoring, logits, &mut scores);
-        let keys = match bias {
-            None => &scores,
-            Some(bias) => {
-                for ((key, score), bias) in biased.iter_mut().zip(&scores).zip(bias) {
-                    *key = score + bias;
-                }
-                &biased
-            }
-        };
-        for ((slot, &key), logit) in orders.iter_mut().zip(keys).zip(logits) {
+    let outputs = output
+        .weights
+        .chunks_exact_mut(rule.top_k)
+        .zip(output.indices.chunks_exact_mut(rule.top_k));
+    for (token, (weights, indices)) in outputs.enumerate() {
+        let row = logits.row(token, rule.num_experts, scratch.widened);
+        scores_row(rule.scoring, row, scores);
+        for (expert, (slot, logit)) in orders.iter_mut().zip(row).enumerate() {
+            let key = scores[expert] + bias.map_or(0.0, |bias| bias[expert]);
             *slot = if logit.is_nan() || key.is_nan() {
                 NEVER
             } else {
                 order(key)
             };
         }
-        if rule.top_groups < rule.num_groups {
-            rule.keep_groups(keys, &mut orders, &mut best_groups);
-        }
-        top(orders.iter().copied(), &mut best);
-        for ((&rank, weight), index) in best.iter().zip(weights.iter_mut()).zip(indices.iter_mut())
-        {
-            *index = index_of(rank) as i32;
-            *weight = scores[index_of(rank)];
-        }
-        // Ranks descend, so the last one tells whether all may be chosen.
-        if orders[index_of(best[top_k - 1])] == NEVER {
+        if rule.choose(scores, orders, weights, indices) {
+            count(output.load.as_deref_mut(), indices);
+        } else {
             incomplete += 1;
-            weights.fill(f32::NAN);
-            continue;
         }
-        rule.weighting.apply(weights);
-        count(load.as_deref_mut(), indices);
     }
-    Ok(incomplete)
+    incomplete
 }
 
-fn count(load: Option<&mut [i64]>, indices: &[i32]) {
+#[inline(always)]
+pub(crate) fn count(load: Option<&mut [i64]>, indices: &[i32]) {
     if let Some(load) = load {
         for &index in indices {
             load[index as usize] += 1;
         }
     }
-}
-
-/// A table of the experts of each token id.
-#[derive(Debug, Clone, Copy)]
-pub struct Table<'a, T> {
-    /// `[rows * top_k]` expert indices.
-    pub experts: &'a [T],
-    /// Experts per token.
-    pub top_k: usize,
-}
-
-/// Looks the experts of each token up and weighs them by their scores; returns how many rows got NaN weights because
-/// an expert's logit is NaN.
-///
-/// # Errors
-/// A length that does not fit, a token id outside the table, an index in a used row that is no expert; nothing is
-/// written then.
-pub fn route_table<I, T>(
-    tier: Tier,
-    (scoring, weighting): (Scoring, Weighting),
-    num_experts: usize,
-    logits: &[f32],
-    token_ids: &[I],
-    table: Table<'_, T>,
-    output: Output<'_>,
-) -> Result<usize>
-where
-    I: Copy + Into<i64>,
-    T: Copy + Into<i64>,
-{
-    check_experts(num_experts)?;
-    let Table { experts, top_k } = table;
-    if top_k == 0 || top_k > num_experts {
-        return Err(Error::TopK {
-            top_k,
-            allowed: num_experts,
-        });
-    }
-    let rows = experts.len() / top_k;
-    expect_length("table", rows * top_k, experts.len())?;
-    expect_length("logits", token_ids.len() * num_experts, logits.len())?;
-    output.check(token_ids.len(), top_k, num_experts)?;
-    let row_of = |id: I| {
-        let id = id.into();
-        let row = usize::try_from(id)
-            .ok()
-            .filter(|&row| row < rows)
-            .ok_or(Error::Token { id, rows })?;
-        Ok(&experts[row * top_k..(row + 1) * top_k])
-    };
-    for &id in token_ids {
-        for &expert in row_of(id)? {
-            let index = expert.into();
-            if !usize::try_from(index).is_ok_and(|index| index < num_experts) {
-                return Err(Error::Expert { index, num_experts });
-            }
-        }
-    }
-    let Output {
-        weights,
-        indices,
-        mut load,
-    } = output;
-    let mut scores = vec![0.0_f32; num_experts];
-    let mut incomplete = 0;
-    let results = weights
-        .chunks_exact_mut(top_k)
-        .zip(indices.chunks_exact_mut(top_k));
-    for ((&id, logits), (weights, indices)) in token_ids
-        .iter()
-        .zip(logits.chunks_exact(num_experts))
-        .zip(results)
-    {
-        tier.scores(scoring, logits, &mut scores);
-        let mut complete = true;
-        for ((&expert, weight), index) in row_of(id)?
-            .iter()
-            .zip(weights.iter_mut())
-            .zip(indices.iter_mut())
-        {
-            let expert = expert.into() as usize;
-            complete &= !logits[expert].is_nan();
-            *index = expert as i32;
-            *weight = scores[expert];
-        }
-        if complete {
-            weighting.apply(weights);
-            count(load.as_deref_mut(), indices);
-        } else {
-            incomplete += 1;
-            weights.fill(f32::NAN);
-        }
-    }
-    Ok(incomplete)
 }

@@ -1,8 +1,8 @@
-//! Choosing the best experts of one row, without ties.
+//! Choosing the best experts of one row, without ties: the specification.
 //!
-//! A key's order is an integer, larger for better, 0 for an expert that may not be chosen. A rank holds the order in
-//! its upper half and the index, inverted, in the lower one: all ranks of a row differ, and the lower index wins among
-//! equal keys.
+//! A key's order is an integer, larger for better, the smallest one for an expert that may not be chosen. A rank holds
+//! the order in its upper half and the index, inverted, in the lower one: all ranks of a row differ, and the lower
+//! index wins among equal keys.
 
 /// How a group of experts is ranked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,31 +14,38 @@ pub enum GroupScore {
 }
 
 /// The order of an expert that may not be chosen: below that of every number.
-pub(crate) const NEVER: u32 = 0;
+pub(crate) const NEVER: i32 = i32::MIN;
 
 /// Maps a number to its order. Adding zero makes -0 equal to +0.
 #[inline(always)]
-pub(crate) fn order(key: f32) -> u32 {
-    let bits = (key + 0.0).to_bits();
-    if bits >> 31 == 1 {
-        !bits
-    } else {
-        bits | 0x8000_0000
-    }
+pub(crate) fn order(key: f32) -> i32 {
+    flip((key + 0.0).to_bits() as i32)
 }
 
-fn rank(order: u32, index: usize) -> u64 {
-    u64::from(order) << 32 | u64::from(!(index as u32))
+/// The number of an order.
+#[inline(always)]
+fn number(order: i32) -> f32 {
+    f32::from_bits(flip(order) as u32)
+}
+
+/// Negative floats grow as their bits shrink.
+#[inline(always)]
+fn flip(bits: i32) -> i32 {
+    bits ^ (bits >> 31 & 0x7fff_ffff)
+}
+
+fn rank(order: i32, index: usize) -> i64 {
+    i64::from(order) << 32 | i64::from(!(index as u32))
 }
 
 /// The index that a rank holds.
-pub(crate) fn index_of(rank: u64) -> usize {
+pub(crate) fn index_of(rank: i64) -> usize {
     !(rank as u32) as usize
 }
 
 /// Fills `best` with the ranks of the largest orders, descending. There are at least `best.len()` orders.
-pub(crate) fn top(orders: impl Iterator<Item = u32>, best: &mut [u64]) {
-    best.fill(0);
+pub(crate) fn top(orders: impl Iterator<Item = i32>, best: &mut [i64]) {
+    best.fill(i64::MIN);
     let last = best.len() - 1;
     for (index, order) in orders.enumerate() {
         let candidate = rank(order, index);
@@ -54,35 +61,19 @@ pub(crate) fn top(orders: impl Iterator<Item = u32>, best: &mut [u64]) {
     }
 }
 
-/// The order of a group, from the keys and orders of its experts.
-pub(crate) fn group_order(score: GroupScore, keys: &[f32], orders: &[u32]) -> u32 {
-    if score == GroupScore::Max {
-        return orders.iter().copied().max().unwrap_or(NEVER);
+/// The order of a group, from the orders of its experts.
+pub(crate) fn group_order(score: GroupScore, orders: &[i32]) -> i32 {
+    let (mut first, mut second) = (NEVER, NEVER);
+    for &order in orders {
+        second = second.max(order.min(first));
+        first = first.max(order);
     }
-    let mut selectable = 0;
-    let (mut first, mut second) = (f32::NEG_INFINITY, f32::NEG_INFINITY);
-    for (&key, _) in keys
-        .iter()
-        .zip(orders)
-        .filter(|&(_, &order)| order != NEVER)
-    {
-        selectable += 1;
-        if key > first {
-            second = first;
-            first = key;
-        } else if key > second {
-            second = key;
-        }
+    if score == GroupScore::Max || second == NEVER {
+        return first;
     }
-    match selectable {
-        0 => NEVER,
-        1 => order(first),
-        _ => {
-            let sum = first + second;
-            // inf - inf: a group that cannot be ranked ranks last among those with a selectable expert.
-            order(if sum.is_nan() { f32::NEG_INFINITY } else { sum })
-        }
-    }
+    let sum = number(first) + number(second);
+    // inf - inf: a group that cannot be ranked ranks last among those with a selectable expert.
+    order(if sum.is_nan() { f32::NEG_INFINITY } else { sum })
 }
 
 #[cfg(test)]
@@ -104,6 +95,9 @@ mod tests {
         ];
         for pair in sorted.windows(2) {
             assert!(order(pair[0]) < order(pair[1]), "{pair:?}");
+        }
+        for value in sorted {
+            assert_eq!(number(order(value)), value);
         }
         assert_eq!(order(-0.0), order(0.0));
         assert!(order(f32::NEG_INFINITY) > NEVER);
@@ -128,20 +122,18 @@ mod tests {
 
     #[test]
     fn a_group_is_worth_the_two_best_selectable_keys() {
-        let keys = [1.0, 8.0, 3.0];
         let orders = [order(1.0), NEVER, order(3.0)];
+        assert_eq!(group_order(GroupScore::TopTwoSum, &orders), order(4.0));
+        assert_eq!(group_order(GroupScore::Max, &orders), order(3.0));
         assert_eq!(
-            group_order(GroupScore::TopTwoSum, &keys, &orders),
-            order(4.0)
-        );
-        assert_eq!(group_order(GroupScore::Max, &keys, &orders), order(3.0));
-        assert_eq!(
-            group_order(GroupScore::TopTwoSum, &keys, &[NEVER, NEVER, order(3.0)]),
+            group_order(GroupScore::TopTwoSum, &[NEVER, NEVER, order(3.0)]),
             order(3.0)
         );
+        assert_eq!(group_order(GroupScore::TopTwoSum, &[NEVER; 3]), NEVER);
+        let infinite = [order(f32::INFINITY), order(f32::NEG_INFINITY)];
         assert_eq!(
-            group_order(GroupScore::TopTwoSum, &keys, &[NEVER; 3]),
-            NEVER
+            group_order(GroupScore::TopTwoSum, &infinite),
+            order(f32::NEG_INFINITY)
         );
     }
 }

@@ -1,0 +1,234 @@
+//! The gate: the router's matrix product and the choice of experts, as one call that keeps the logits to itself.
+//!
+//! ```text
+//! lanes[l]  = 0 + x[l] w[l] + x[l + 16] w[l + 16] + ...      in order, each product and each sum rounded to float32
+//! logit     = lanes added in halves: 8 apart, 4, 2, 1
+//! ```
+//!
+//! That order follows from the width of a row alone, so a token's bits depend neither on the other tokens nor on the
+//! threads nor on the instruction tier. Products and sums are rounded one by one (no fused instruction): so PyTorch can
+//! do the same (`reference/gate.py`), and processors that add and multiply on different ports lose nothing by it.
+//! Weights are read where they lie; a bfloat16 number is a float32 with zeros behind it.
+
+use std::fmt;
+
+use abyssal_routing::{self as routing, Output, Rule, Tier};
+
+mod dots;
+mod vector;
+
+use dots::Rows;
+use vector::WIDTH;
+
+/// Tokens whose logits exist at the same time.
+const TOGETHER: usize = 64;
+/// Multiplications that a thread of its own is worth.
+const WORK_PER_THREAD: usize = 1 << 20;
+
+/// A matrix of float32 numbers or of bfloat16 bits, row after row.
+#[derive(Debug, Clone, Copy)]
+pub enum Values<'a> {
+    /// float32.
+    F32(&'a [f32]),
+    /// The bits of bfloat16.
+    Bf16(&'a [u16]),
+}
+
+impl Values<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::F32(values) => values.len(),
+            Self::Bf16(values) => values.len(),
+        }
+    }
+}
+
+/// A gate call that was refused; nothing was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Error {
+    /// The hidden states have no width.
+    NoColumns,
+    /// A matrix or the logits have the wrong size.
+    Length {
+        /// Which argument.
+        name: &'static str,
+        /// Elements needed.
+        expected: usize,
+        /// Elements given.
+        actual: usize,
+    },
+    /// The rule or an output does not fit.
+    Routing(routing::Error),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoColumns => write!(f, "hidden size is 0; at least 1 is needed"),
+            Self::Length {
+                name,
+                expected,
+                actual,
+            } => {
+                write!(f, "{name} has {actual} elements; it must have {expected}")
+            }
+            Self::Routing(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<routing::Error> for Error {
+    fn from(error: routing::Error) -> Self {
+        Self::Routing(error)
+    }
+}
+
+fn expect_length(name: &'static str, expected: usize, actual: usize) -> Result<(), Error> {
+    if expected == actual {
+        Ok(())
+    } else {
+        Err(Error::Length {
+            name,
+            expected,
+            actual,
+        })
+    }
+}
+
+/// The two matrices of a gate.
+#[derive(Debug, Clone, Copy)]
+pub struct Gate<'a> {
+    /// Hidden states, `[num_tokens, hidden_size]`.
+    pub x: Values<'a>,
+    /// The router's weight, `[num_experts, hidden_size]`.
+    pub weight: Values<'a>,
+    /// Width of both.
+    pub hidden_size: usize,
+}
+
+/// Computes the logits of hidden states, routes them, and writes the logits too if there is a place for them. Returns
+/// how many rows had fewer than `top_k` experts to choose from.
+///
+/// # Errors
+/// A size or a rule that does not fit; nothing is written then.
+pub fn gate_route(
+    tier: Tier,
+    rule: &Rule,
+    gate: Gate<'_>,
+    bias: Option<&[f32]>,
+    output: Output<'_>,
+    mut logits: Option<&mut [f32]>,
+    num_threads: usize,
+) -> Result<usize, Error> {
+    let Gate {
+        x,
+        weight,
+        hidden_size,
+    } = gate;
+    if hidden_size == 0 {
+        return Err(Error::NoColumns);
+    }
+    rule.check()?;
+    let Rule {
+        num_experts, top_k, ..
+    } = *rule;
+    let tokens = x.len() / hidden_size;
+    expect_length("x", tokens * hidden_size, x.len())?;
+    expect_length("weight", num_experts * hidden_size, weight.len())?;
+    if let Some(logits) = &logits {
+        expect_length("logits", tokens * num_experts, logits.len())?;
+    }
+    output.check(tokens, top_k, num_experts)?;
+    if let Some(bias) = bias {
+        expect_length("correction_bias", num_experts, bias.len())?;
+    }
+    let Output {
+        weights,
+        indices,
+        mut load,
+    } = output;
+    let block = tokens.min(TOGETHER);
+    let mut rows = Rows::new(hidden_size, block);
+    let mut own = vec![0.0; block * num_experts];
+    let mut incomplete = 0;
+    for first in (0..tokens).step_by(TOGETHER) {
+        let count = (tokens - first).min(TOGETHER);
+        rows.fill(x, first, count);
+        let own = match &mut logits {
+            Some(logits) => &mut logits[first * num_experts..(first + count) * num_experts],
+            None => &mut own[..count * num_experts],
+        };
+        products(tier, &rows, count, weight, num_experts, own, num_threads);
+        let cells = first * top_k..(first + count) * top_k;
+        let output = Output {
+            weights: &mut weights[cells.clone()],
+            indices: &mut indices[cells],
+            load: load.as_deref_mut(),
+        };
+        incomplete += routing::route(tier, rule, &*own, bias, output)?;
+    }
+    Ok(incomplete)
+}
+
+/// Writes the logits of some tokens, `[count, num_experts]`.
+fn products(
+    tier: Tier,
+    rows: &Rows,
+    count: usize,
+    weight: Values<'_>,
+    num_experts: usize,
+    logits: &mut [f32],
+    num_threads: usize,
+) {
+    let work = count * num_experts * rows.width();
+    let threads = (work / WORK_PER_THREAD).clamp(1, num_threads.max(1));
+    if threads == 1 {
+        dots::rows(tier, rows, 0..count, weight, 0..num_experts, logits);
+        return;
+    }
+    if count >= threads {
+        let share = count.div_ceil(threads);
+        std::thread::scope(|scope| {
+            for (part, logits) in logits.chunks_mut(share * num_experts).enumerate() {
+                let tokens = part * share..count.min((part + 1) * share);
+                let work = move || dots::rows(tier, rows, tokens, weight, 0..num_experts, logits);
+                // The caller takes the last share.
+                if (part + 1) * share >= count {
+                    work();
+                } else {
+                    scope.spawn(work);
+                }
+            }
+        });
+        return;
+    }
+    // Few tokens: each thread takes some experts, and its products are put in their place afterwards.
+    let share = num_experts
+        .div_ceil(threads)
+        .next_multiple_of(dots::EXPERTS);
+    let mut parts: Vec<Vec<f32>> = (0..num_experts.div_ceil(share))
+        .map(|part| vec![0.0; count * (num_experts - part * share).min(share)])
+        .collect();
+    std::thread::scope(|scope| {
+        for (part, logits) in parts.iter_mut().enumerate() {
+            let experts = part * share..num_experts.min((part + 1) * share);
+            let last = experts.end == num_experts;
+            let work = move || dots::rows(tier, rows, 0..count, weight, experts, logits);
+            if last {
+                work();
+            } else {
+                scope.spawn(work);
+            }
+        }
+    });
+    for (token, logits) in logits.chunks_exact_mut(num_experts).enumerate() {
+        for (logits, part) in logits.chunks_mut(share).zip(&parts) {
+            logits.copy_from_slice(&part[token * logits.len()..(token + 1) * logits.len()]);
+        }
+    }
+}
+
+const _: () = assert!(WIDTH == 16, "the module's documentation says so");
