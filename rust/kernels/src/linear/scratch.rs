@@ -1,12 +1,44 @@
 //! Many tokens: weights are unpacked into the second-level cache and used for all of them.
 
 use super::direct::Rest;
+use std::cell::Cell;
+
 use abyssal_quant::Element;
 
 use super::{BlockScales, Lanes, REGISTERS, Rows, SCRATCH_COLUMNS, TASK_ROWS, TILE_ROWS, Task};
 
 /// Tokens multiplied together.
 const TILE_TOKENS: usize = 3;
+
+/// The memory of one thread's tasks, kept from one to the next: fresh memory would cost more than the products.
+#[derive(Default)]
+struct Scratch {
+    /// Weights of a chunk, row after row.
+    unpacked: Vec<f32>,
+    /// Activations of a tile's tokens, with their scales.
+    scaled: Vec<f32>,
+    /// The lanes of every output, from chunk to chunk.
+    lanes: Vec<f32>,
+}
+
+thread_local! {
+    static SCRATCH: Cell<Scratch> = Cell::default();
+}
+
+impl Scratch {
+    /// Makes room; `lanes` begin at zero, what the others hold does not matter.
+    fn reserve(&mut self, unpacked: usize, scaled: usize, lanes: usize) {
+        let grow = |buffer: &mut Vec<f32>, size: usize| {
+            if buffer.len() < size {
+                buffer.resize(size, 0.0);
+            }
+        };
+        grow(&mut self.unpacked, unpacked);
+        grow(&mut self.scaled, scaled);
+        self.lanes.clear();
+        self.lanes.resize(lanes, 0.0);
+    }
+}
 
 impl<O: Element> Task<'_, O> {
     #[inline(always)]
@@ -17,19 +49,19 @@ impl<O: Element> Task<'_, O> {
     ) {
         let (count, tokens, width) = (self.rows.len(), self.panel.len(), self.panel.width);
         let chunk = SCRATCH_COLUMNS.min(width);
-        let mut unpacked = vec![0.0_f32; count.next_multiple_of(TILE_ROWS) * chunk];
-        let mut scaled = vec![
-            0.0_f32;
-            if scales.is_some() {
-                TILE_TOKENS * chunk
-            } else {
-                0
-            }
-        ];
-        // The lanes of every output, from chunk to chunk.
         let tile_lanes = TILE_ROWS * L::WIDTH;
         let row_tiles = count.div_ceil(TILE_ROWS);
-        let mut lanes = vec![0.0_f32; row_tiles * tokens * tile_lanes];
+        let mut scratch = SCRATCH.take();
+        scratch.reserve(
+            row_tiles * TILE_ROWS * chunk,
+            TILE_TOKENS * chunk,
+            row_tiles * tokens * tile_lanes,
+        );
+        let Scratch {
+            unpacked,
+            scaled,
+            lanes,
+        } = &mut scratch;
         let mut broken = [false; TASK_ROWS];
         let mut start = 0;
         while start < width {
@@ -37,7 +69,7 @@ impl<O: Element> Task<'_, O> {
             // SAFETY: the caller has the tier's instructions; the buffers have room for `count` rows of a chunk, for
             // the tokens of a tile and for the lanes of every output.
             unsafe {
-                self.unpack_chunk::<L, R>(rows, start, size, &mut unpacked, &mut broken);
+                self.unpack_chunk::<L, R>(rows, start, size, unpacked, &mut broken);
                 let mut token = 0;
                 while token < tokens {
                     let here = TILE_TOKENS.min(tokens - token);
@@ -80,6 +112,7 @@ impl<O: Element> Task<'_, O> {
                 }
             }
         }
+        SCRATCH.set(scratch);
     }
 
     /// Unpacks the elements `[start, start + size)` of every row, one row after the other.
