@@ -12,7 +12,7 @@ use crate::scalar::Scalar;
 
 /// Eight lanes.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Avx2(__m256);
+pub(crate) struct Avx2(pub(crate) __m256);
 
 impl Lanes for Avx2 {
     const WIDTH: usize = 8;

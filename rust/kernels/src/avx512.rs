@@ -12,7 +12,7 @@ use crate::scalar::Scalar;
 
 /// Sixteen lanes.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Avx512(__m512);
+pub(crate) struct Avx512(pub(crate) __m512);
 
 impl Lanes for Avx512 {
     const WIDTH: usize = 16;

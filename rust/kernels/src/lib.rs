@@ -13,6 +13,7 @@ pub mod gate;
 mod lanes;
 mod linear;
 mod matrix;
+pub mod mla;
 mod mxfp4_order;
 mod neon;
 pub mod pool;

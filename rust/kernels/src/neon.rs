@@ -12,7 +12,7 @@ use crate::scalar::Scalar;
 
 /// Four lanes.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Neon(float32x4_t);
+pub(crate) struct Neon(pub(crate) float32x4_t);
 
 impl Lanes for Neon {
     const WIDTH: usize = 4;

@@ -6,7 +6,7 @@ use crate::lanes::{Lanes, Packing, REGISTERS};
 
 /// `W` lanes.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Scalar<const W: usize>([f32; W]);
+pub(crate) struct Scalar<const W: usize>(pub(crate) [f32; W]);
 
 /// 2^-120, which a code's bits are short of when they are moved to a float32 as they stand.
 const SHORT: f32 = f32::from_bits(7 << 23);
