@@ -62,10 +62,7 @@ fn up_from<'a>(
     scales: Option<&'a Tensor<'_>>,
 ) -> Result<Matrix<'a>, BindError> {
     let [rows, width] = sizes("up", up)?;
-    let dtype = up.expect_dtype(
-        "up",
-        &[Dtype::F32, Dtype::BF16, Dtype::F8E4M3, Dtype::U8],
-    )?;
+    let dtype = up.expect_dtype("up", &[Dtype::F32, Dtype::BF16, Dtype::F8E4M3, Dtype::U8])?;
     let scales = || {
         scales.ok_or_else(|| {
             BindError::value_error(format!("up_scales: a weight of {dtype} needs scales"))
