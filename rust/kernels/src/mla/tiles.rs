@@ -7,8 +7,11 @@ use super::arithmetic::Arithmetic;
 
 /// Rows of the left side in a tile.
 const LEFT: usize = 4;
-/// Rows of the right side, or registers of a row, in a tile.
+/// Rows of the right side in a tile.
 const RIGHT: usize = 3;
+/// Registers of a row in a tile of a weighted sum: with two rows, twelve chains, two weights and one value are fifteen
+/// registers.
+const WIDE: usize = 6;
 
 /// Some rows in memory.
 #[derive(Clone, Copy)]
@@ -142,11 +145,10 @@ pub(super) unsafe fn weighted_sums<L: Arithmetic>(
     // SAFETY: as the caller promises; tiles stay within the rows.
     unsafe {
         while register < registers {
-            // Two pairs rather than three and one.
             let across = match registers - register {
                 1 => 1,
-                2 | 4 => 2,
-                _ => RIGHT,
+                WIDE.. => WIDE,
+                _ => 2,
             };
             let to = to.add(register * L::WIDTH);
             let rows = Rows {
@@ -154,9 +156,9 @@ pub(super) unsafe fn weighted_sums<L: Arithmetic>(
                 ..rows
             };
             match across {
-                1 => sum_column::<L, 1>(weights, rows, initial, to, to_stride),
-                2 => sum_column::<L, 2>(weights, rows, initial, to, to_stride),
-                _ => sum_column::<L, RIGHT>(weights, rows, initial, to, to_stride),
+                1 => sum_column::<L, 4, 1>(weights, rows, initial, to, to_stride),
+                2 => sum_column::<L, 4, 2>(weights, rows, initial, to, to_stride),
+                _ => sum_column::<L, 2, WIDE>(weights, rows, initial, to, to_stride),
             }
             register += across;
         }
@@ -164,7 +166,7 @@ pub(super) unsafe fn weighted_sums<L: Arithmetic>(
 }
 
 #[inline(always)]
-unsafe fn sum_column<L: Arithmetic, const N: usize>(
+unsafe fn sum_column<L: Arithmetic, const M: usize, const N: usize>(
     weights: Rows,
     rows: Rows,
     initial: Initial,
@@ -174,9 +176,9 @@ unsafe fn sum_column<L: Arithmetic, const N: usize>(
     let mut row = 0;
     // SAFETY: as the caller promises.
     unsafe {
-        while row + LEFT <= weights.count {
-            sum_tile::<L, LEFT, N>(weights, row, rows, initial, to, to_stride);
-            row += LEFT;
+        while row + M <= weights.count {
+            sum_tile::<L, M, N>(weights, row, rows, initial, to, to_stride);
+            row += M;
         }
         while row < weights.count {
             sum_tile::<L, 1, N>(weights, row, rows, initial, to, to_stride);
@@ -218,14 +220,14 @@ unsafe fn sum_tile<L: Arithmetic, const M: usize, const N: usize>(
         }
         for index in 0..rows.count {
             let values = rows.at(index);
-            let mut line = [L::zero(); N];
-            for (j, value) in line.iter_mut().enumerate() {
-                *value = L::load(values.add(j * L::WIDTH));
+            let mut factors = [L::zero(); M];
+            for (i, factor) in factors.iter_mut().enumerate() {
+                *factor = L::splat(*weights.at(row + i).add(index));
             }
-            for (i, sums) in sums.iter_mut().enumerate() {
-                let weight = L::splat(*weights.at(row + i).add(index));
-                for (sum, value) in sums.iter_mut().zip(line) {
-                    *sum = weight.mul_add(value, *sum);
+            for j in 0..N {
+                let value = L::load(values.add(j * L::WIDTH));
+                for (sums, factor) in sums.iter_mut().zip(factors) {
+                    sums[j] = factor.mul_add(value, sums[j]);
                 }
             }
         }

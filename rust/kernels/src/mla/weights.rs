@@ -8,11 +8,13 @@ use std::ops::Range;
 use abyssal_quant::Scales;
 
 use super::arithmetic::Arithmetic;
-use crate::lanes::Packing;
+use crate::lanes::{Packing, prefetch};
 use crate::matrix::{Bf16Rows, F32Rows, FP8_BLOCK, Fp8Rows, Matrix, Mxfp4Rows, Rows, Weights};
 
 /// Rows unpacked together: with 512 columns, half of the nearest cache.
 pub(super) const STRIP: usize = 8;
+/// How far ahead lines are asked for.
+const AHEAD_BYTES: usize = 2048;
 /// Bytes of the longest group: 64 float32 numbers.
 const LONGEST: usize = 256;
 
@@ -98,7 +100,6 @@ unsafe fn unpack_rows<L: Arithmetic, R: Rows<L>>(
 ) {
     let groups = columns.div_ceil(L::GROUP);
     let whole = columns / L::GROUP;
-    let across = columns.div_ceil(FP8_BLOCK);
     for (number, row) in rows.enumerate() {
         // SAFETY: as the caller promises; whole groups lie in their row, the rest is copied, and rows of `groups` groups
         // have room.
@@ -106,34 +107,62 @@ unsafe fn unpack_rows<L: Arithmetic, R: Rows<L>>(
             let to = to.add(number * groups * L::GROUP);
             let start = source.start(row);
             let mut seen = L::zero();
-            for group in 0..groups {
+            for group in 0..whole {
+                let at = start.add(group * R::GROUP_BYTES);
+                prefetch(at.wrapping_add(AHEAD_BYTES));
+                let scale = scale_of(scales, row, columns, group * L::GROUP);
+                let to = to.add(group * L::GROUP);
+                unpack_group::<L, R>(source, (row, group), at, scale, &mut seen, to);
+            }
+            if whole < groups {
                 let mut rest = [0_u8; LONGEST];
-                let at = if group < whole {
-                    start.add(group * R::GROUP_BYTES)
-                } else {
-                    let offset = group * R::GROUP_BYTES;
-                    let count = source.row_bytes() - offset;
-                    debug_assert!(count < R::GROUP_BYTES && R::GROUP_BYTES <= LONGEST);
-                    std::ptr::copy_nonoverlapping(start.add(offset), rest.as_mut_ptr(), count);
-                    rest.as_ptr()
-                };
-                let mut registers = source.unpack(at, row, group);
-                if let Some(scales) = scales {
-                    seen = L::fp8_largest(seen, at);
-                    let block = row / FP8_BLOCK * across + group * L::GROUP / FP8_BLOCK;
-                    // Codes are unpacked 2^120 too small; that factor alone is exact, so each weight rounds once.
-                    let (raise, scale) = (L::splat(POWER_120), L::splat(scales.get(block)));
-                    registers = registers.map(|values| values.multiply(raise).multiply(scale));
-                }
-                for (register, values) in registers.into_iter().enumerate() {
-                    values.store(to.add(group * L::GROUP + register * L::WIDTH));
-                }
+                let offset = whole * R::GROUP_BYTES;
+                let count = source.row_bytes() - offset;
+                debug_assert!(count < R::GROUP_BYTES && R::GROUP_BYTES <= LONGEST);
+                std::ptr::copy_nonoverlapping(start.add(offset), rest.as_mut_ptr(), count);
+                let scale = scale_of(scales, row, columns, whole * L::GROUP);
+                let to = to.add(whole * L::GROUP);
+                unpack_group::<L, R>(source, (row, whole), rest.as_ptr(), scale, &mut seen, to);
             }
             if R::WATCHED && L::has_nan_code(seen) {
                 for place in 0..columns {
                     *to.add(place) = f32::NAN;
                 }
             }
+        }
+    }
+}
+
+/// The scale of the block that an element lies in; 1 where rows have their own.
+#[inline(always)]
+fn scale_of(scales: Option<Scales<'_>>, row: usize, columns: usize, column: usize) -> f32 {
+    let block = row / FP8_BLOCK * columns.div_ceil(FP8_BLOCK) + column / FP8_BLOCK;
+    scales.map_or(1.0, |scales| scales.get(block))
+}
+
+/// Unpacks the group at `at`, which has this row and number.
+#[inline(always)]
+unsafe fn unpack_group<L: Arithmetic, R: Rows<L>>(
+    source: R,
+    (row, group): (usize, usize),
+    at: *const u8,
+    scale: f32,
+    seen: &mut L,
+    to: *mut f32,
+) {
+    // SAFETY: the caller has the tier's instructions and gives a group, and room for one.
+    unsafe {
+        let mut registers = source.unpack(at, row, group);
+        if R::WATCHED {
+            *seen = L::fp8_largest(*seen, at);
+            // Codes are unpacked 2^120 too small; that factor alone is exact, so each weight rounds once.
+            let (raise, scale) = (L::splat(POWER_120), L::splat(scale));
+            for register in &mut registers {
+                *register = register.multiply(raise).multiply(scale);
+            }
+        }
+        for (register, values) in registers.into_iter().enumerate() {
+            values.store(to.add(register * L::WIDTH));
         }
     }
 }
