@@ -1,4 +1,8 @@
 //! Python binding of latent attention of `abyssal-kernels`.
+#![allow(
+    clippy::needless_pass_by_value,
+    reason = "arguments are extracted by value"
+)]
 
 use abyssal_kernels::mla::{
     Attention, Error, Latents, Rotary, Sizes, Written, mla_attention as attend,
@@ -157,22 +161,18 @@ pub(crate) fn mla_attention(
         tables: block_tables.as_slice("block_tables")?,
     };
     let tier = Tier::best();
-    match query.expect_dtype("query", &NUMBERS)? {
-        Dtype::BF16 => {
-            let query = Bf16::from_bits(query.as_slice("query")?);
-            let out = Bf16::from_bits_mut(out.as_mut_slice("out")?);
-            run(py, || {
-                Ok(attend(tier, &attention, query, out, num_threads)?)
-            })
-        }
-        _ => {
-            let query: &[f32] = query.as_slice("query")?;
-            let out: &mut [f32] = out.as_mut_slice("out")?;
-            run(py, || {
-                Ok(attend(tier, &attention, query, out, num_threads)?)
-            })
-        }
+    if query.expect_dtype("query", &NUMBERS)? == Dtype::BF16 {
+        let query = Bf16::from_bits(query.as_slice("query")?);
+        let out = Bf16::from_bits_mut(out.as_mut_slice("out")?);
+        return run(py, || {
+            Ok(attend(tier, &attention, query, out, num_threads)?)
+        });
     }
+    let query: &[f32] = query.as_slice("query")?;
+    let out: &mut [f32] = out.as_mut_slice("out")?;
+    run(py, || {
+        Ok(attend(tier, &attention, query, out, num_threads)?)
+    })
 }
 
 /// Normalizes and rotates a down projection's results and writes them to the cache.
@@ -223,16 +223,12 @@ pub(crate) fn write_latents(
         slots,
         num_threads,
     };
-    match cache.expect_dtype("cache", &NUMBERS)? {
-        Dtype::BF16 => {
-            let cache = Bf16::from_bits_mut(cache.as_mut_slice("cache")?);
-            run(py, || rest.write(values, cache))
-        }
-        _ => {
-            let cache: &mut [f32] = cache.as_mut_slice("cache")?;
-            run(py, || rest.write(values, cache))
-        }
+    if cache.expect_dtype("cache", &NUMBERS)? == Dtype::BF16 {
+        let cache = Bf16::from_bits_mut(cache.as_mut_slice("cache")?);
+        return run(py, || rest.write(values, cache));
     }
+    let cache: &mut [f32] = cache.as_mut_slice("cache")?;
+    run(py, || rest.write(values, cache))
 }
 
 /// Numbers of one of two types.

@@ -2,6 +2,8 @@
 //!
 //! `cargo run --release -p abyssal-kernels --example attention`
 
+#![allow(clippy::expect_used, reason = "sizes are written here")]
+
 use std::time::Instant;
 
 use abyssal_kernels::mla::{Attention, Latents, Rotary, Sizes, mla_attention};
@@ -13,6 +15,10 @@ const PEAK_STEPS: usize = 2_000_000;
 
 #[cfg(target_arch = "x86_64")]
 mod peak {
+    #[allow(
+        clippy::wildcard_imports,
+        reason = "a list of instructions would say nothing"
+    )]
     use std::arch::x86_64::*;
 
     /// Twelve chains of eight lanes.
@@ -50,15 +56,17 @@ fn peak(tier: Tier, threads: usize) -> f64 {
         for _ in 0..threads {
             #[cfg(target_arch = "x86_64")]
             match tier.name() {
-                // SAFETY: the machine has the tier.
                 "avx512" => {
                     lanes = 16;
-                    scope.spawn(|| std::hint::black_box(unsafe { peak::avx512(PEAK_STEPS) }));
+                    // SAFETY: the machine has the tier.
+                    let run = || unsafe { peak::avx512(PEAK_STEPS) };
+                    scope.spawn(move || std::hint::black_box(run()));
                 }
-                // SAFETY: as above.
                 "avx2" => {
                     lanes = 8;
-                    scope.spawn(|| std::hint::black_box(unsafe { peak::avx2(PEAK_STEPS) }));
+                    // SAFETY: the machine has the tier.
+                    let run = || unsafe { peak::avx2(PEAK_STEPS) };
+                    scope.spawn(move || std::hint::black_box(run()));
                 }
                 _ => {}
             }

@@ -341,6 +341,7 @@ fn a_step_without_tokens_gives_nothing() {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a list of calls")]
 fn a_call_that_does_not_fit_says_why_and_writes_nothing() {
     let case = Case::random(sizes(3, 32, 8, 16, 24), 20, Kind::F32, false, 2);
     let cache = vec![0.0; 2 * 16 * 40];
