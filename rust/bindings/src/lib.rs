@@ -66,6 +66,8 @@ mod _core {
     #[pymodule_export]
     use crate::kvcache::PageCache;
     #[pymodule_export]
+    use crate::map::IdBuffer;
+    #[pymodule_export]
     use crate::mla::{mla_attention, write_latents};
     #[pymodule_export]
     use crate::quant::{
@@ -77,7 +79,7 @@ mod _core {
     #[pymodule_export]
     use crate::saved::{SavedPrefix, page_identities, save_prefix};
     #[pymodule_export]
-    use crate::tokenizer::{DecodeStream, Tokenizer};
+    use crate::tokenizer::{DecodeStream, EncodeStream, Tokenizer};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

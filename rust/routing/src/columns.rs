@@ -76,8 +76,18 @@ fn sixteen_rows<L: Lanes>(
     if l.mask_bits(l.greater(worst, l.int_splat(limit.to_bits() as i32))) != 0 {
         return false;
     }
+    let mut sum = None;
     match rule.scoring {
-        Scoring::Softmax => softmax_scores(l, largest, x),
+        Scoring::Softmax => {
+            let total = exponentials(l, largest, x);
+            if bias.is_none() && experts >= PLACES {
+                sum = Some(total);
+            } else {
+                for x in &mut *x {
+                    l.store(l.div(l.load(x), total), x);
+                }
+            }
+        }
         Scoring::Sigmoid => {
             for x in &mut *x {
                 l.store(sigmoid::<L, true>(l, l.load(x)), x);
@@ -90,13 +100,12 @@ fn sixteen_rows<L: Lanes>(
         }
     }
     if rule.top_k <= 4 {
-        choose::<L, 4>(l, rule, x, bias, weights, indices);
+        choose::<L, 4>(l, rule, x, sum, bias, weights, indices)
     } else if rule.top_k <= 6 {
-        choose::<L, 6>(l, rule, x, bias, weights, indices);
+        choose::<L, 6>(l, rule, x, sum, bias, weights, indices)
     } else {
-        choose::<L, PLACES>(l, rule, x, bias, weights, indices);
+        choose::<L, PLACES>(l, rule, x, sum, bias, weights, indices)
     }
-    true
 }
 
 #[inline(always)]
@@ -121,9 +130,9 @@ fn transpose<L: Lanes>(l: L, logits: &[f32], experts: usize, to: &mut [[f32; WID
     }
 }
 
-/// Exponentials over their sum: those of the experts 16 apart are added first, in order, then halves of the rest.
+/// Exponentials, and their sum: those of the experts 16 apart are added first, in order, then halves of the rest.
 #[inline(always)]
-fn softmax_scores<L: Lanes>(l: L, largest: L::Float, x: &mut [[f32; WIDTH]]) {
+fn exponentials<L: Lanes>(l: L, largest: L::Float, x: &mut [[f32; WIDTH]]) -> L::Float {
     let mut sums = [[0.0_f32; WIDTH]; WIDTH];
     for chunk in x.chunks_mut(WIDTH) {
         for (x, sum) in chunk.iter_mut().zip(&mut sums) {
@@ -140,24 +149,59 @@ fn softmax_scores<L: Lanes>(l: L, largest: L::Float, x: &mut [[f32; WIDTH]]) {
             l.store(sum, &mut sums[lane]);
         }
     }
-    let sum = l.load(&sums[0]);
-    for x in x {
-        l.store(l.div(l.load(x), sum), x);
-    }
+    l.load(&sums[0])
 }
 
-/// Keeps the best `N` experts of each token, and writes the first of them.
+/// Divides the best `N` exponentials of each token by their sum, if they are the best quotients too, in the same order.
+///
+/// Larger numbers have quotients that are larger or the same. The same can only be those of numbers that are nearly so:
+/// one in 2^22 apart is more than rounding to 24 bits can hide.
+#[inline(always)]
+fn divide<L: Lanes, const N: usize>(
+    l: L,
+    exponentials: &[[f32; WIDTH]],
+    sum: L::Float,
+    best: &mut [[i32; WIDTH]; N],
+) -> bool {
+    let last = l.with_bits(l.int_load(&best[N - 1]));
+    let near = l.bits(l.sub(last, l.mul(last, l.splat(1.0 / (1 << 22) as f32))));
+    let mut reached = l.int_splat(0);
+    for value in exponentials {
+        reached = l.count(reached, l.greater(l.bits(l.load(value)), near));
+    }
+    let mut wrong = l.mask_bits(l.greater(reached, l.int_splat(N as i32)));
+    let (mut before, mut before_quotient) = (l.int_splat(i32::MAX), l.int_splat(i32::MAX));
+    for order in best {
+        let value = l.int_load(order);
+        let quotient = l.bits(l.div(l.with_bits(value), sum));
+        let larger = l.mask_bits(l.greater(before, value));
+        let larger_quotient = l.mask_bits(l.greater(before_quotient, quotient));
+        wrong |= larger ^ larger_quotient;
+        l.int_store(quotient, order);
+        (before, before_quotient) = (value, quotient);
+    }
+    wrong == 0
+}
+
+/// Keeps the best `N` experts of each token, and writes the first of them; whether it could. With a sum, scores are still
+/// to be divided by it.
 #[inline(always)]
 fn choose<L: Lanes, const N: usize>(
     l: L,
     rule: &Rule,
     scores: &[[f32; WIDTH]],
+    sum: Option<L::Float>,
     bias: Option<&[f32]>,
     weights: &mut [f32],
     indices: &mut [i32],
-) {
+) -> bool {
     let (mut best, mut chosen) = ([[NEVER; WIDTH]; N], [[0; WIDTH]; N]);
     l.insert_all(scores, bias, &mut best, &mut chosen);
+    if let Some(sum) = sum
+        && !divide(l, scores, sum, &mut best)
+    {
+        return false;
+    }
     let mut values = [[0.0_f32; WIDTH]; N];
     for place in 0..N {
         if bias.is_none() {
@@ -191,4 +235,5 @@ fn choose<L: Lanes, const N: usize>(
             indices[place] = chosen[place][token];
         }
     }
+    true
 }

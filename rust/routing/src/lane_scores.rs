@@ -51,7 +51,7 @@ pub(crate) fn score<L: Lanes, const BIAS: bool>(
 
 /// Sixteen numbers from the start of a shorter slice.
 #[inline(always)]
-fn padded(values: &[f32]) -> [f32; WIDTH] {
+pub(crate) fn padded(values: &[f32]) -> [f32; WIDTH] {
     let mut block = [0.0; WIDTH];
     for (to, from) in block.iter_mut().zip(values) {
         *to = *from;
@@ -81,6 +81,8 @@ macro_rules! for_each_vector {
         }
     };
 }
+
+pub(crate) use for_each_vector;
 
 /// Scores that depend on one logit each; returns whether the row was tame, or had all cases minded.
 #[inline(always)]
@@ -230,7 +232,7 @@ fn cleaned<L: Lanes>(l: L, x: L::Float) -> L::Float {
 
 /// Writes the scores and the orders of a vector of experts.
 #[inline(always)]
-fn finish<L: Lanes, const BIAS: bool, const TAME_ROW: bool>(
+pub(crate) fn finish<L: Lanes, const BIAS: bool, const TAME_ROW: bool>(
     l: L,
     given: L::Float,
     score: L::Float,

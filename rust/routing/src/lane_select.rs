@@ -115,6 +115,8 @@ pub(crate) struct Choice {
     pub(crate) kept: u32,
     /// An order that at least `top_k` experts reach; `NEVER` if none is known.
     pub(crate) least: i32,
+    /// Whether a rough look at the row holds.
+    pub(crate) tame: bool,
     candidates: Candidates,
     places: Places,
 }
@@ -139,9 +141,16 @@ impl Choice {
     pub(crate) const EMPTY: Self = Self {
         kept: 1,
         least: NEVER,
+        tame: false,
         candidates: Candidates::EMPTY,
         places: Places([0; 256]),
     };
+
+    /// The experts that reach the threshold.
+    #[inline(always)]
+    pub(crate) fn candidates(&mut self) -> &mut Candidates {
+        &mut self.candidates
+    }
 
     /// Finds a threshold: the `top_k`-th best of the sixteen column maxima.
     #[inline(always)]

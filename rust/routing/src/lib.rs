@@ -13,6 +13,7 @@ mod lane_select;
 mod logits;
 mod pass;
 mod permute;
+mod rough;
 mod route;
 mod scores;
 mod select;

@@ -8,6 +8,8 @@
 //! ranks             of each candidate: how many others beat it
 //! ```
 //!
+//! Sigmoid scores in one group are found roughly first, and exactly for the candidates alone (`rough.rs`).
+//!
 //! Each step waits for the one before, so a few tokens take each step together, and the processor overlaps them.
 //! Rows of few experts are taken sixteen at a time (`columns.rs`). Shapes that the vectors do not cover (more than 16 experts per token or 16 groups), rows with many ties and rows
 //! without enough experts are chosen from by the specification.
@@ -16,7 +18,9 @@ use crate::columns;
 use crate::lane_scores::score;
 use crate::lane_select::{MOST, best_groups};
 use crate::logits::Logits;
+use crate::rough::look;
 use crate::route::{Job, Output, Rule, Scratch, count};
+use crate::scores::Scoring;
 use crate::simd::lanes::{Lanes, WIDTH};
 
 /// Routes the rows of a job that was checked; the same bits as `route::rows`.
@@ -56,6 +60,23 @@ pub(crate) fn rows<L: Lanes>(
     incomplete
 }
 
+/// Writes the exact scores and orders of one row.
+#[inline(always)]
+fn score_row<L: Lanes>(
+    l: L,
+    job: &Job<'_>,
+    finite_bias: bool,
+    row: &[f32],
+    scores: &mut [[f32; WIDTH]],
+    orders: &mut [[i32; WIDTH]],
+) {
+    let scoring = job.rule.scoring;
+    match job.bias {
+        Some(bias) => score::<L, true>(l, scoring, row, bias, finite_bias, scores, orders),
+        None => score::<L, false>(l, scoring, row, &[], true, scores, orders),
+    }
+}
+
 /// Routes some rows, each step for all of them.
 #[inline(always)]
 fn some_rows<L: Lanes>(
@@ -83,21 +104,49 @@ fn some_rows<L: Lanes>(
         orders,
         choices,
     } = scratch;
+    let choices = &mut choices[..tokens];
+    let rough = covered && !grouped && finite_bias && rule.scoring == Scoring::Sigmoid;
     let rows = scores
         .chunks_exact_mut(padded)
         .zip(orders.chunks_exact_mut(padded + WIDTH));
     for (token, (scores, orders)) in rows.take(tokens).enumerate() {
         let row = logits.row(first + token, experts, widened);
         let (scores, orders) = (scores.as_chunks_mut().0, orders.as_chunks_mut().0);
-        match bias {
-            Some(bias) => {
-                score::<L, true>(l, rule.scoring, row, bias, finite_bias, scores, orders);
-            }
-            None => score::<L, false>(l, rule.scoring, row, &[], true, scores, orders),
+        if rough {
+            choices[token].tame = match bias {
+                Some(bias) => look::<L, true>(l, row, bias, orders),
+                None => look::<L, false>(l, row, &[], orders),
+            };
+        } else {
+            score_row(l, job, finite_bias, row, scores, orders);
         }
     }
-    let choices = &mut choices[..tokens];
-    if covered {
+    if rough {
+        for (choice, orders) in choices.iter_mut().zip(orders.chunks_exact(padded + WIDTH)) {
+            choice.find_least(l, rule.top_k, size, orders);
+            choice.tame &= choice.allow_for_error();
+        }
+        for (choice, orders) in choices.iter_mut().zip(orders.chunks_exact(padded + WIDTH)) {
+            choice.collect(l, size, orders);
+        }
+        let rows = scores
+            .chunks_exact_mut(padded)
+            .zip(orders.chunks_exact_mut(padded + WIDTH));
+        for (token, (choice, (scores, orders))) in choices.iter_mut().zip(rows).enumerate() {
+            let row = logits.row(first + token, experts, widened);
+            let refined = choice.tame
+                && match bias {
+                    Some(bias) => choice.refine::<L, true>(l, row, bias, scores),
+                    None => choice.refine::<L, false>(l, row, &[], scores),
+                };
+            if !refined {
+                let (blocks, orders_of) = (scores.as_chunks_mut().0, orders.as_chunks_mut().0);
+                score_row(l, job, finite_bias, row, blocks, orders_of);
+                choice.find_least(l, rule.top_k, size, orders);
+                choice.collect(l, size, orders);
+            }
+        }
+    } else if covered {
         let rows = || orders.chunks_exact(padded + WIDTH);
         if grouped {
             for (choice, orders) in choices.iter_mut().zip(rows()) {

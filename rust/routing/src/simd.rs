@@ -117,6 +117,7 @@ impl Tier {
 #[cfg(target_arch = "x86_64")]
 fn has_avx2() -> bool {
     std::arch::is_x86_feature_detected!("avx2")
+        && std::arch::is_x86_feature_detected!("fma")
         && std::arch::is_x86_feature_detected!("bmi1")
         && std::arch::is_x86_feature_detected!("popcnt")
 }
@@ -137,13 +138,13 @@ fn scores_avx2(scoring: Scoring, logits: &[f32], scores: &mut [f32]) {
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,bmi1,popcnt")]
+#[target_feature(enable = "avx2,fma,bmi1,popcnt")]
 fn rows_avx2(job: &Job<'_>, output: &mut Output<'_>, scratch: &mut Scratch<'_>) -> usize {
     pass::rows(avx2::Avx2(()), job, output, scratch)
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,bmi1,popcnt,avx512f,avx512bw,avx512dq,avx512vl")]
+#[target_feature(enable = "avx2,fma,bmi1,popcnt,avx512f,avx512bw,avx512dq,avx512vl")]
 fn rows_avx512(job: &Job<'_>, output: &mut Output<'_>, scratch: &mut Scratch<'_>) -> usize {
     pass::rows(avx512::Avx512(()), job, output, scratch)
 }

@@ -6,18 +6,19 @@ use std::arch::x86_64::{
     _mm_shuffle_ps, _mm_storeu_si128, _mm256_add_epi32, _mm256_add_ps, _mm256_and_si256,
     _mm256_blendv_epi8, _mm256_castps_si256, _mm256_castps256_ps128, _mm256_castsi256_ps,
     _mm256_castsi256_si128, _mm256_cmpgt_epi32, _mm256_cvtepu8_epi32, _mm256_div_ps,
-    _mm256_extractf128_ps, _mm256_extracti128_si256, _mm256_loadu_ps, _mm256_loadu_si256,
-    _mm256_max_epi32, _mm256_max_ps, _mm256_min_epi32, _mm256_movemask_ps, _mm256_mul_ps,
-    _mm256_or_si256, _mm256_packus_epi32, _mm256_permute2f128_ps, _mm256_permute2x128_si256,
-    _mm256_permute4x64_epi64, _mm256_permutevar8x32_epi32, _mm256_set1_epi32, _mm256_set1_ps,
-    _mm256_setzero_ps, _mm256_shuffle_ps, _mm256_slli_epi32, _mm256_sqrt_ps, _mm256_srai_epi32,
-    _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_epi32, _mm256_sub_ps, _mm256_unpackhi_epi64,
-    _mm256_unpackhi_ps, _mm256_unpacklo_epi64, _mm256_unpacklo_ps, _mm256_xor_si256,
+    _mm256_extractf128_ps, _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_loadu_ps,
+    _mm256_loadu_si256, _mm256_max_epi32, _mm256_max_ps, _mm256_min_epi32, _mm256_movemask_ps,
+    _mm256_mul_ps, _mm256_or_si256, _mm256_packus_epi32, _mm256_permute2f128_ps,
+    _mm256_permute2x128_si256, _mm256_permute4x64_epi64, _mm256_permutevar8x32_epi32,
+    _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_shuffle_ps, _mm256_slli_epi32,
+    _mm256_sqrt_ps, _mm256_srai_epi32, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_epi32,
+    _mm256_sub_ps, _mm256_unpackhi_epi64, _mm256_unpackhi_ps, _mm256_unpacklo_epi64,
+    _mm256_unpacklo_ps, _mm256_xor_si256,
 };
 
 use super::lanes::{CANDIDATES, Candidates, Lanes, WIDTH};
 
-/// The proof that the processor has AVX2, BMI1 and POPCNT; only `simd.rs` makes one.
+/// The proof that the processor has AVX2, FMA, BMI1 and POPCNT; only `simd.rs` makes one.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(pub(super) ());
 
@@ -46,7 +47,7 @@ macro_rules! each {
     ($($name:ident($($argument:ident: $from:ident),+) => $to:ident = $instruction:ident;)+) => {$(
         #[inline(always)]
         fn $name(self, $($argument: Self::$from),+) -> Self::$to {
-            // SAFETY: `self` exists only where the processor has AVX2.
+            // SAFETY: `self` exists only where the processor has AVX2 and FMA.
             unsafe { [$instruction($($argument[0]),+), $instruction($($argument[1]),+)] }
         }
     )+};
@@ -64,6 +65,7 @@ impl Lanes for Avx2 {
         div(a: Float, b: Float) => Float = _mm256_div_ps;
         max(a: Float, b: Float) => Float = _mm256_max_ps;
         sqrt(a: Float) => Float = _mm256_sqrt_ps;
+        fused(a: Float, b: Float, c: Float) => Float = _mm256_fmadd_ps;
         bits(a: Float) => Int = _mm256_castps_si256;
         with_bits(a: Int) => Float = _mm256_castsi256_ps;
         int_add(a: Int, b: Int) => Int = _mm256_add_epi32;

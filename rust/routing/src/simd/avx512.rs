@@ -8,9 +8,9 @@ use std::arch::x86_64::{
     _mm256_min_epi32, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_castps_pd,
     _mm512_castps_si512, _mm512_castps512_ps256, _mm512_castsi512_ps, _mm512_castsi512_si256,
     _mm512_cmpgt_epi32_mask, _mm512_cvtepi32_epi8, _mm512_div_ps, _mm512_extractf64x4_pd,
-    _mm512_extracti64x4_epi64, _mm512_loadu_epi32, _mm512_loadu_ps, _mm512_mask_add_epi32,
-    _mm512_mask_blend_epi32, _mm512_maskz_compress_epi32, _mm512_max_epi32, _mm512_max_ps,
-    _mm512_min_epi32, _mm512_mul_ps, _mm512_or_si512, _mm512_reduce_max_ps,
+    _mm512_extracti64x4_epi64, _mm512_fmadd_ps, _mm512_loadu_epi32, _mm512_loadu_ps,
+    _mm512_mask_add_epi32, _mm512_mask_blend_epi32, _mm512_maskz_compress_epi32, _mm512_max_epi32,
+    _mm512_max_ps, _mm512_min_epi32, _mm512_mul_ps, _mm512_or_si512, _mm512_reduce_max_ps,
     _mm512_reduce_min_epi32, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi32,
     _mm512_slli_epi32, _mm512_sqrt_ps, _mm512_srai_epi32, _mm512_storeu_epi32, _mm512_storeu_ps,
     _mm512_sub_epi32, _mm512_sub_ps, _mm512_xor_si512,
@@ -46,6 +46,7 @@ impl Lanes for Avx512 {
         div(a: Float, b: Float) => Float = _mm512_div_ps(a, b);
         max(a: Float, b: Float) => Float = _mm512_max_ps(a, b);
         sqrt(a: Float) => Float = _mm512_sqrt_ps(a);
+        fused(a: Float, b: Float, c: Float) => Float = _mm512_fmadd_ps(a, b, c);
         bits(a: Float) => Int = _mm512_castps_si512(a);
         with_bits(a: Int) => Float = _mm512_castsi512_ps(a);
         int_add(a: Int, b: Int) => Int = _mm512_add_epi32(a, b);

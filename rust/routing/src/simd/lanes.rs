@@ -58,6 +58,8 @@ pub(crate) trait Lanes: Copy {
     fn mul(self, a: Self::Float, b: Self::Float) -> Self::Float;
     fn div(self, a: Self::Float, b: Self::Float) -> Self::Float;
     fn sqrt(self, a: Self::Float) -> Self::Float;
+    /// `a * b + c`, rounded once.
+    fn fused(self, a: Self::Float, b: Self::Float, c: Self::Float) -> Self::Float;
     /// The larger of two numbers; anything if one is NaN.
     fn max(self, a: Self::Float, b: Self::Float) -> Self::Float;
     fn bits(self, a: Self::Float) -> Self::Int;

@@ -2,11 +2,11 @@
 
 use std::arch::aarch64::{
     float32x4_t, int32x4_t, uint32x4_t, vaddq_f32, vaddq_s32, vandq_s32, vbslq_s32, vcgtq_s32,
-    vcombine_u16, vdivq_f32, vdupq_n_f32, vdupq_n_s32, veorq_s32, vget_lane_u64, vld1q_f32,
-    vld1q_s32, vmaxnmvq_f32, vmaxq_f32, vmaxq_s32, vminq_s32, vminvq_s32, vmovn_u16, vmovn_u32,
-    vmulq_f32, vorrq_s32, vreinterpret_u64_u8, vreinterpretq_f32_s32, vreinterpretq_s32_f32,
-    vreinterpretq_s32_u32, vshlq_n_s32, vshrq_n_s32, vsqrtq_f32, vst1q_f32, vst1q_s32, vsubq_f32,
-    vsubq_s32,
+    vcombine_u16, vdivq_f32, vdupq_n_f32, vdupq_n_s32, veorq_s32, vfmaq_f32, vget_lane_u64,
+    vld1q_f32, vld1q_s32, vmaxnmvq_f32, vmaxq_f32, vmaxq_s32, vminq_s32, vminvq_s32, vmovn_u16,
+    vmovn_u32, vmulq_f32, vorrq_s32, vreinterpret_u64_u8, vreinterpretq_f32_s32,
+    vreinterpretq_s32_f32, vreinterpretq_s32_u32, vshlq_n_s32, vshrq_n_s32, vsqrtq_f32, vst1q_f32,
+    vst1q_s32, vsubq_f32, vsubq_s32,
 };
 
 use super::lanes::{Candidates, Lanes, WIDTH};
@@ -43,6 +43,7 @@ impl Lanes for Neon {
         div(a: Float, b: Float) => Float = vdivq_f32;
         max(a: Float, b: Float) => Float = vmaxq_f32;
         sqrt(a: Float) => Float = vsqrtq_f32;
+        fused(a: Float, b: Float, c: Float) => Float = fused;
         bits(a: Float) => Int = vreinterpretq_s32_f32;
         with_bits(a: Int) => Float = vreinterpretq_f32_s32;
         int_add(a: Int, b: Int) => Int = vaddq_s32;
@@ -181,6 +182,12 @@ impl Lanes for Neon {
 unsafe fn shift_left(a: int32x4_t) -> int32x4_t {
     // SAFETY: the caller has NEON.
     unsafe { vshlq_n_s32::<23>(a) }
+}
+
+#[inline(always)]
+unsafe fn fused(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
+    // SAFETY: the caller is a method of `Neon`.
+    unsafe { vfmaq_f32(c, a, b) }
 }
 
 #[inline(always)]
