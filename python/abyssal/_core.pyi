@@ -20,6 +20,7 @@ __all__ = [
     "fp8_linear",
     "gate_direct",
     "gate_route",
+    "mla_attention",
     "mxfp4_linear",
     "page_identities",
     "permute",
@@ -30,6 +31,7 @@ __all__ = [
     "route_direct",
     "route_table",
     "save_prefix",
+    "write_latents",
 ]
 
 __version__: str
@@ -124,6 +126,32 @@ def fp8_linear(
 ) -> None: ...
 def mxfp4_linear(
     x: object, codes: object, scales: object, out: object, num_threads: int | None = None
+) -> None: ...
+def mla_attention(
+    query: object,
+    cos: object,
+    sin: object,
+    cache: object,
+    spans: object,
+    block_tables: object,
+    up: object,
+    up_scales: object,
+    out: object,
+    *,
+    page_size: int,
+    scale: float,
+    num_threads: int = 1,
+) -> None: ...
+def write_latents(
+    values: object,
+    norm: object,
+    cos: object,
+    sin: object,
+    cache: object,
+    slots: object,
+    *,
+    eps: float,
+    num_threads: int = 1,
 ) -> None: ...
 
 @final

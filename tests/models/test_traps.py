@@ -9,8 +9,9 @@ import pytest
 import torch
 from hugging_face import TOLERANCE, compare_models, peer_model
 
+from abyssal import ops
 from abyssal.models import load_model, loader
-from abyssal.nn import mla, router, yarn_mscale
+from abyssal.nn import router, yarn_mscale
 from abyssal.testing.checkpoints import make_tensors, write_folder
 from abyssal.testing.families import FAMILIES, tiny_config
 
@@ -90,12 +91,21 @@ def groups_masked_with_zero(
 
 
 def half_split(monkeypatch):
-    def rotate(x, cos, sin):
-        first, second = x.float().chunk(2, dim=-1)
-        turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-        return turned.to(x.dtype)
+    def paired(x, rope):
+        # Then a pair of neighbors is what halves would pair; scores do not mind the order.
+        first, second = x[..., -rope:].chunk(2, dim=-1)
+        return torch.cat((x[..., :-rope], torch.stack((first, second), -1).flatten(-2)), dim=-1)
 
-    monkeypatch.setattr(mla, "apply_rotary", rotate)
+    write, attend = ops.write_latents, ops.mla_attention
+
+    def write_halves(values, norm, cos, *rest, **sizes):
+        write(paired(values, 2 * cos.shape[1]), norm, cos, *rest, **sizes)
+
+    def attend_halves(query, cos, *rest, **sizes):
+        return attend(paired(query, 2 * cos.shape[1]), cos, *rest, **sizes)
+
+    monkeypatch.setattr(ops, "write_latents", write_halves)
+    monkeypatch.setattr(ops, "mla_attention", attend_halves)
 
 
 def bias_in_bf16(monkeypatch):

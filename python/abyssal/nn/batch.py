@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 #: Tokens of a full prompt segment, counted from position 0, use the expanded form of attention.
 SEGMENT = 256
@@ -56,3 +58,20 @@ class Batch:
     slots: torch.Tensor
     spans: tuple[Span, ...]
     page_size: int
+
+    @cached_property
+    def layout(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What attention needs to know of the spans, made once for all layers.
+
+        Returns:
+            int32 ``[sequences, 4]`` in CPU memory (start, length, position and expanded tokens of
+            each), and int32 ``[sequences, pages]``, their block tables filled up with zeros.
+        """
+        numbers = [
+            (span.start, span.length, span.position, span.expanded_tokens) for span in self.spans
+        ]
+        tables = [span.block_table for span in self.spans]
+        spans = torch.tensor(numbers, dtype=torch.int32).view(-1, 4)
+        if not tables:
+            return spans, torch.empty((0, 0), dtype=torch.int32)
+        return spans, pad_sequence(tables, batch_first=True).to(torch.int32)

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from abyssal.nn.batch import SEGMENT, Batch, Span
+from abyssal import ops
+from abyssal.nn.batch import Batch
 from abyssal.nn.linear import Linear
 from abyssal.nn.norm import RMSNorm
 from abyssal.nn.rotary import apply_rotary
-from abyssal.reference.attention import mla_absorbed, mla_expanded
 
 
 class MLA(nn.Module):
@@ -71,20 +71,15 @@ class MLA(nn.Module):
         self.kv_up = Linear(kv_lora_rank, num_heads * (nope_dim + v_dim), dtype=dtype)
         self.output = Linear(num_heads * v_dim, hidden_size, bias=bias, dtype=dtype)
 
-    def _project(
-        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return queries ``[..., heads, nope]`` and ``[..., heads, rope]``, latent, rotated key."""
+    def _query(self, x: torch.Tensor) -> torch.Tensor:
+        """Return queries ``[..., heads, nope + rope]``, not rotated."""
         if self.q is not None:
             query = self.q(x)
         else:
             assert self.q_down is not None and self.q_norm is not None and self.q_up is not None
             query = self.q_up(self.q_norm(self.q_down(x)))
-        query = query.unflatten(-1, (self.num_heads, self.nope_dim + self.rope_dim))
-        query_nope, query_rope = query.split([self.nope_dim, self.rope_dim], dim=-1)
-        latent, key_rope = self.kv_down(x).split([self.kv_lora_rank, self.rope_dim], dim=-1)
-        query_rope = apply_rotary(query_rope, cos.unsqueeze(-2), sin.unsqueeze(-2))
-        return query_nope, query_rope, self.kv_norm(latent), apply_rotary(key_rope, cos, sin)
+        heads: torch.Tensor = query.unflatten(-1, (self.num_heads, self.nope_dim + self.rope_dim))
+        return heads
 
     def forward(
         self,
@@ -106,44 +101,28 @@ class MLA(nn.Module):
         Returns:
             ``[tokens, hidden_size]`` in the type of ``x``.
         """
-        query_nope, query_rope, latent, key_rope = self._project(x, cos, sin)
-        cache[batch.slots] = torch.cat((latent, key_rope), dim=-1).to(cache.dtype)
-        # A packed weight is expanded for the length of this call; no second copy stays.
-        up = self.kv_up.dequantized(torch.float32)
-        up = up.view(self.num_heads, -1, self.kv_lora_rank)
-        pages = cache.view(-1, batch.page_size, cache.shape[-1])
-        parts = [self._attend(span, query_nope, query_rope, pages, up) for span in batch.spans]
-        output: torch.Tensor = self.output(torch.cat(parts).flatten(1).to(x.dtype))
+        ops.write_latents(
+            self.kv_down(x),
+            self.kv_norm.weight,
+            cos,
+            sin,
+            cache,
+            batch.slots,
+            eps=self.kv_norm.eps,
+        )
+        attended = ops.mla_attention(
+            self._query(x),
+            cos,
+            sin,
+            cache,
+            *batch.layout,
+            self.kv_up.weight,
+            self.kv_up.scales,
+            page_size=batch.page_size,
+            scale=self.scale,
+        )
+        output: torch.Tensor = self.output(attended.flatten(1))
         return output
-
-    def _attend(
-        self,
-        span: Span,
-        query_nope: torch.Tensor,
-        query_rope: torch.Tensor,
-        pages: torch.Tensor,
-        up: torch.Tensor,
-    ) -> torch.Tensor:
-        """Attention output f32 ``[span.length, heads, v]`` of one sequence."""
-        context = span.position + span.length
-        used = -(-context // pages.shape[1])
-        rows = pages[span.block_table[:used].long()].flatten(0, 1)
-        parts = []
-        done = 0
-        while done < span.length:
-            position = span.position + done
-            expanded = done < span.expanded_tokens
-            # Queries go one segment at a time, counted from position 0, and so no segment mixes
-            # the two forms: the scores of one segment fit any machine.
-            count = min(SEGMENT - position % SEGMENT, span.length - done)
-            here = slice(span.start + done, span.start + done + count)
-            form = mla_expanded if expanded else mla_absorbed
-            visible = rows[: position + count]
-            parts.append(
-                form(query_nope[here], query_rope[here], visible, up, self.scale, position)
-            )
-            done += count
-        return torch.cat(parts)
 
     def forward_sequence(
         self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
@@ -158,7 +137,11 @@ class MLA(nn.Module):
         Returns:
             ``[sequences, tokens, hidden_size]``.
         """
-        query_nope, query_rope, latent, key_rope = self._project(x, cos, sin)
+        query = self._query(x)
+        query_nope, query_rope = query[..., : self.nope_dim], query[..., self.nope_dim :]
+        query_rope = apply_rotary(query_rope, cos.unsqueeze(-2), sin.unsqueeze(-2))
+        latent, key_rope = self.kv_down(x).split([self.kv_lora_rank, self.rope_dim], dim=-1)
+        latent, key_rope = self.kv_norm(latent), apply_rotary(key_rope, cos, sin)
         expanded = self.kv_up(latent).unflatten(-1, (self.num_heads, self.nope_dim + self.v_dim))
         key_nope, value = expanded.split([self.nope_dim, self.v_dim], dim=-1)
         key = torch.cat(

@@ -5,6 +5,7 @@ the same names.
 """
 
 from . import registration
+from .attention import mla_attention, write_latents
 from .gate import gate_route
 from .quant import (
     dequantize_fp8,
@@ -21,6 +22,7 @@ __all__ = [
     "dequantize_mxfp4",
     "fp8_linear",
     "gate_route",
+    "mla_attention",
     "mxfp4_linear",
     "permute",
     "quantize_fp8",
@@ -28,4 +30,5 @@ __all__ = [
     "registration",
     "route",
     "route_table",
+    "write_latents",
 ]

@@ -14,7 +14,7 @@ from abyssal import reference
 from abyssal.reference import formats
 from abyssal.reference.routing import expert_weights
 
-from . import gate, quant, routing
+from . import attention, gate, quant, routing
 
 _SCHEMAS = {
     "route": "(Tensor logits, int top_k, str scoring, Tensor? correction_bias=None,"
@@ -33,6 +33,10 @@ _SCHEMAS = {
     "dequantize_mxfp4": "(Tensor codes, Tensor scales, ScalarType dtype=bfloat16) -> Tensor",
     "fp8_linear": "(Tensor x, Tensor codes, Tensor scales) -> Tensor",
     "mxfp4_linear": "(Tensor x, Tensor codes, Tensor scales) -> Tensor",
+    "mla_attention": "(Tensor query, Tensor cos, Tensor sin, Tensor cache, Tensor spans,"
+    " Tensor block_tables, Tensor up, Tensor? up_scales, int page_size, float scale) -> Tensor",
+    "write_latents": "(Tensor values, Tensor norm, Tensor cos, Tensor sin, Tensor(a!) cache,"
+    " Tensor slots, float eps) -> ()",
 }
 _ROUTE: tuple[str, ...] = (
     "top_k",
@@ -43,6 +47,12 @@ _ROUTE: tuple[str, ...] = (
     "group_score",
 )
 _WEIGHTING: tuple[str, ...] = ("normalize", "scale")
+# Positional arguments, and the names of the others.
+_KEYWORDS: dict[str, tuple[int, tuple[str, ...]]] = {
+    "route_table": (3, ("scoring", *_WEIGHTING)),
+    "mla_attention": (8, ("page_size", "scale")),
+    "write_latents": (6, ("eps",)),
+}
 
 Operation = Callable[..., Any]
 
@@ -65,8 +75,10 @@ def _kernel(name: str, function: Operation) -> Operation:
     Tensors lose their gradient and their subclass, so that the function finds nothing left for the
     dispatcher to do.
     """
-    positional = {"route": 1, "route_table": 3, "gate_route": 2}.get(name)
-    names = ("scoring", *_WEIGHTING) if name == "route_table" else (*_ROUTE, *_WEIGHTING)
+    positional = {"route": 1, "gate_route": 2}.get(name)
+    names: tuple[str, ...] = (*_ROUTE, *_WEIGHTING)
+    if name in _KEYWORDS:
+        positional, names = _KEYWORDS[name]
 
     def kernel(*arguments: object) -> object:
         bare = [
@@ -150,6 +162,16 @@ def _fake_linear(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
     return x.new_empty((*x.shape[:-1], codes.shape[0]))
 
 
+def _fake_attention(query: Tensor, cos: Tensor, *others: Any) -> Tensor:  # noqa: ANN401
+    tokens, heads, key = query.shape
+    up: Tensor = others[4]
+    return query.new_empty((tokens, heads, up.shape[0] // heads - key + 2 * cos.shape[1]))
+
+
+def _fake_write(*_: object) -> None:
+    pass
+
+
 _FAKES: dict[str, Operation] = {
     "route": _fake_route,
     "gate_route": _fake_gate_route,
@@ -161,6 +183,8 @@ _FAKES: dict[str, Operation] = {
     "dequantize_mxfp4": _fake_dequantize_mxfp4,
     "fp8_linear": _fake_linear,
     "mxfp4_linear": _fake_linear,
+    "mla_attention": _fake_attention,
+    "write_latents": _fake_write,
 }
 
 
@@ -240,7 +264,7 @@ def _register() -> Any:  # noqa: ANN401 -- torch's class has no annotations
     library = make("abyssal", "DEF")
     for name, schema in _SCHEMAS.items():
         library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-        home = next(module for module in (routing, gate, quant) if hasattr(module, name))
+        home = next(module for module in (routing, gate, quant, attention) if hasattr(module, name))
         both: list[Operation] = [getattr(home, name), getattr(reference, name)]
         if name == "gate_route":
             both = [_with_logits(function) for function in both]

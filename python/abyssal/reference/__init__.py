@@ -3,6 +3,7 @@
 Nothing here calls compiled code of this package.
 """
 
+from .attention import mla_attention, write_latents
 from .gate import gate_logits, gate_route
 from .quant import (
     dequantize_fp8,
@@ -21,6 +22,7 @@ __all__ = [
     "fp8_linear",
     "gate_logits",
     "gate_route",
+    "mla_attention",
     "mxfp4_linear",
     "permute",
     "quantize_fp8",
@@ -28,4 +30,5 @@ __all__ = [
     "route",
     "route_table",
     "router_scores",
+    "write_latents",
 ]

@@ -153,3 +153,97 @@ def check_permute(indices: Tensor, num_experts: int) -> None:
     check_rank("indices", indices, 2)
     check_range("num_experts", num_experts, 1, LARGEST_COUNT - 1)
     check_range("number of indices", indices.numel(), 0, LARGEST_COUNT)
+
+
+def _check_rotary(tokens: int, cos: Tensor, sin: Tensor) -> int:
+    """Check cosines and sines; return the width of the rotated part."""
+    check_dtype("cos", cos, (torch.float32,))
+    check_dtype("sin", sin, (torch.float32,))
+    check_rank("cos", cos, 2)
+    check_range("pairs of the rotary part", cos.shape[1], 1, LARGEST_COUNT)
+    check_shape("cos", cos, (tokens, cos.shape[1]))
+    check_shape("sin", sin, (tokens, cos.shape[1]))
+    return 2 * int(cos.shape[1])
+
+
+def check_attention(
+    query: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    cache: Tensor,
+    spans: Tensor,
+    block_tables: Tensor,
+    up: Tensor,
+    up_scales: Tensor | None,
+    page_size: int,
+) -> None:
+    """Check the arguments of ``mla_attention``, values of spans and tables excepted."""
+    check_dtype("query", query, FLOATS)
+    check_rank("query", query, 3)
+    tokens, heads, key = query.shape
+    check_range("heads", heads, 1, LARGEST_COUNT)
+    rope = _check_rotary(tokens, cos, sin)
+    check_range("width of a query", key, rope + 1, LARGEST_COUNT)
+    check_dtype("cache", cache, FLOATS)
+    check_rank("cache", cache, 2)
+    slots, width = cache.shape
+    check_range("width of the cache", width, rope + 1, LARGEST_COUNT)
+    check_range("page_size", page_size, 1, LARGEST_COUNT)
+    if slots % page_size:
+        raise ValueError(f"cache has {slots} rows; it must have whole pages of {page_size}")
+    for name, tensor in (("spans", spans), ("block_tables", block_tables)):
+        check_dtype(name, tensor, (torch.int32,))
+        check_rank(name, tensor, 2)
+    check_shape("spans", spans, (spans.shape[0], 4))
+    check_shape("block_tables", block_tables, (spans.shape[0], block_tables.shape[1]))
+    packed = (torch.float8_e4m3fn, torch.uint8)
+    check_dtype("up", up, (*FLOATS, *packed))
+    check_rank("up", up, 2)
+    if (up.dtype in packed) != (up_scales is not None):
+        raise ValueError(f"up is {up.dtype}; a packed weight, and no other, needs up_scales")
+    rows, columns = up.shape[0], width - rope
+    check_shape("up", up, (rows, columns // 2 if up.dtype == torch.uint8 else columns))
+    if rows % heads or rows // heads <= key - rope:
+        raise ValueError(
+            f"up has {rows} rows; it must have more than {key - rope} for each of {heads} heads"
+        )
+
+
+def check_spans(
+    spans: Sequence[Sequence[int]],
+    block_tables: Sequence[Sequence[int]],
+    tokens: int,
+    page_size: int,
+    num_pages: int,
+) -> None:
+    """Check that spans cover the tokens one after the other, and that their pages exist."""
+    covered = 0
+    for index, (start, length, position, expanded) in enumerate(spans):
+        check_range(f"start of span {index}", start, covered, covered)
+        check_range(f"length of span {index}", length, 1, max(tokens - covered, 1))
+        check_range(f"position of span {index}", position, 0, LARGEST_COUNT)
+        check_range(f"number of expanded tokens of span {index}", expanded, 0, length)
+        needed, table = -(-(position + length) // page_size), block_tables[index]
+        if needed > len(table):
+            raise ValueError(f"block table of span {index} has {len(table)} pages; not {needed}")
+        for place, page in enumerate(table[:needed]):
+            check_range(f"page {place} of span {index}", page, 0, num_pages - 1)
+        covered += length
+    if covered != tokens:
+        raise ValueError(f"the spans cover {covered} tokens; there are {tokens}")
+
+
+def check_latents(
+    values: Tensor, norm: Tensor, cos: Tensor, sin: Tensor, cache: Tensor, slots: Tensor
+) -> None:
+    """Check the arguments of ``write_latents``, values of the slots excepted."""
+    for name, tensor, rank in (("values", values, 2), ("norm", norm, 1), ("cache", cache, 2)):
+        check_dtype(name, tensor, FLOATS)
+        check_rank(name, tensor, rank)
+    tokens, width = values.shape
+    rope = _check_rotary(tokens, cos, sin)
+    check_range("width of values", width, rope + 1, LARGEST_COUNT)
+    check_shape("norm", norm, (width - rope,))
+    check_shape("cache", cache, (cache.shape[0], width))
+    check_dtype("slots", slots, (torch.int64,))
+    check_shape("slots", slots, (tokens,))

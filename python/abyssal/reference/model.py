@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .attention import rotate
 from .routing import route
 
 Weights = Mapping[str, Tensor]
@@ -97,14 +98,6 @@ def rotary_tables(shape: Any, tokens: int) -> tuple[Tensor, Tensor]:  # noqa: AN
     angles = positions[:, None] * frequencies
     factor = 1.0 if yarn is None else yarn.attention_factor
     return angles.cos() * factor, angles.sin() * factor
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs ``(2i, 2i + 1)`` of ``x [tokens, ..., dim]`` by each token's angles."""
-    while cos.ndim < x.ndim:
-        cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-    even, odd = x[..., 0::2], x[..., 1::2]
-    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
 
 
 def attention(layer: "_Scope", shape: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # noqa: ANN401

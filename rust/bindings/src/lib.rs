@@ -16,6 +16,7 @@ mod gate;
 mod integers;
 mod kvcache;
 mod map;
+mod mla;
 mod quant;
 mod routing;
 mod saved;
@@ -66,6 +67,8 @@ mod _core {
     use crate::kvcache::PageCache;
     #[pymodule_export]
     use crate::map::IdBuffer;
+    #[pymodule_export]
+    use crate::mla::{mla_attention, write_latents};
     #[pymodule_export]
     use crate::quant::{
         dequantize_fp8, dequantize_mxfp4, fp8_linear, mxfp4_linear, prefer_large_pages,

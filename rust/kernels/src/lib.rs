@@ -1,4 +1,26 @@
-//! CPU arithmetic on weights.
+//! CPU arithmetic on weights as they are stored, and the resident thread pool it runs on.
+//!
+//! Weights are read as their checkpoint stores them and never repacked; it is the activation that is laid out to match.
+//! Within an instruction tier every result's operations follow from its own row alone, so its bits depend neither on
+//! the other rows nor on the threads.
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may fail"))]
 
+mod activation;
+mod avx2;
+mod avx512;
+mod error;
 pub mod gate;
+mod lanes;
+mod linear;
+mod matrix;
+pub mod mla;
+mod mxfp4_order;
+mod neon;
+pub mod pool;
+mod scalar;
+mod tier;
+
+pub use error::{Error, Result};
+pub use linear::linear;
+pub use matrix::{Matrix, Weights};
+pub use tier::Tier;

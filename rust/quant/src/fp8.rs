@@ -63,7 +63,7 @@ impl Scales<'_> {
 
     /// The value of one scale.
     #[inline(always)]
-    pub(crate) fn get(&self, index: usize) -> f32 {
+    pub fn get(&self, index: usize) -> f32 {
         match self {
             Self::F32(scales) => scales[index],
             Self::E8m0(scales) => e8m0_to_f32(scales[index]),

@@ -1,0 +1,166 @@
+//! What a step adds to the cache: each token's normalized latent and rotated key.
+//!
+//! Single float32 operations in a fixed order, so the bits are the same on every machine, and those of PyTorch's own
+//! operations but for the order of the sum of squares.
+
+use abyssal_quant::Element;
+
+use super::error::{Error, expect_length};
+use super::work::Shared;
+use crate::pool;
+
+/// Lanes of the sum of squares.
+const LANES: usize = 16;
+/// Tokens of a task, and numbers that are worth a thread.
+const TOKENS: usize = 16;
+const WORK_PER_THREAD: usize = 1 << 14;
+
+/// Cosine and sine of each token, `[tokens, rope / 2]`.
+#[derive(Debug, Clone, Copy)]
+pub struct Rotary<'a> {
+    /// Cosines.
+    pub cos: &'a [f32],
+    /// Sines.
+    pub sin: &'a [f32],
+}
+
+impl Rotary<'_> {
+    /// Rotates the pairs of one token.
+    #[inline(always)]
+    pub(super) fn rotate<T: Element>(&self, token: usize, values: &[T], out: &mut [f32]) {
+        let half = values.len() / 2;
+        let cos = &self.cos[token * half..][..half];
+        let sin = &self.sin[token * half..][..half];
+        let pairs = values.chunks_exact(2).zip(out.chunks_exact_mut(2));
+        for ((pair, out), (&cos, &sin)) in pairs.zip(cos.iter().zip(sin)) {
+            let (even, odd) = (pair[0].load(), pair[1].load());
+            out[0] = even * cos - odd * sin;
+            out[1] = odd * cos + even * sin;
+        }
+    }
+}
+
+/// What a layer's down projection gives, and where it goes.
+#[derive(Debug, Clone, Copy)]
+pub struct Written<'a, T, W> {
+    /// `[tokens, kv_lora + rope]`.
+    pub values: &'a [T],
+    /// The latent norm's weight, `[kv_lora]`.
+    pub norm: &'a [W],
+    /// The latent norm's epsilon.
+    pub eps: f32,
+    /// Of each token.
+    pub rotary: Rotary<'a>,
+    /// Each token's row of the cache.
+    pub slots: &'a [i64],
+}
+
+/// Writes the tokens' rows to the cache, `[num_slots, kv_lora + rope]`. Of tokens with the same slot one is kept whole or
+/// in parts: callers give each its own.
+///
+/// # Errors
+/// A size that does not fit, or a slot outside the cache; nothing is written then.
+pub fn write_latents<T: Element, W: Element, C: Element>(
+    written: &Written<'_, T, W>,
+    cache: &mut [C],
+    num_threads: usize,
+) -> Result<(), Error> {
+    let Written {
+        values,
+        norm,
+        rotary,
+        slots,
+        ..
+    } = *written;
+    let (tokens, latent) = (slots.len(), norm.len());
+    if latent == 0 {
+        return Err(Error::Zero { name: "kv_lora" });
+    }
+    let half = rotary.cos.len().checked_div(tokens).unwrap_or(0);
+    let width = latent + 2 * half;
+    if tokens == 0 {
+        return Ok(());
+    }
+    if half == 0 {
+        return Err(Error::Zero { name: "rope" });
+    }
+    expect_length("cos", tokens * half, rotary.cos.len())?;
+    expect_length("sin", tokens * half, rotary.sin.len())?;
+    expect_length("the down projection", tokens * width, values.len())?;
+    expect_length("the cache", cache.len() / width * width, cache.len())?;
+    let num_slots = cache.len() / width;
+    for (token, &slot) in slots.iter().enumerate() {
+        if !usize::try_from(slot).is_ok_and(|slot| slot < num_slots) {
+            return Err(Error::Slot {
+                token,
+                slot,
+                num_slots,
+            });
+        }
+    }
+    let to = Shared::new(cache.as_mut_ptr());
+    let threads = num_threads.min(values.len() / WORK_PER_THREAD).max(1);
+    // One task where slots could be the same.
+    let each = if threads == 1 || !distinct(slots) {
+        tokens
+    } else {
+        TOKENS
+    };
+    pool::for_each(threads, tokens.div_ceil(each), &|task| {
+        let mut row = vec![0.0; width];
+        for token in task * each..tokens.min((task + 1) * each) {
+            let values = &values[token * width..][..width];
+            let (latents, rotated) = values.split_at(latent);
+            normalize(latents, norm, written.eps, &mut row[..latent]);
+            rotary.rotate(token, rotated, &mut row[latent..]);
+            let start = slots[token] as usize * width;
+            for (place, &value) in row.iter().enumerate() {
+                // The type of the activations first, as where the cache is apart from them.
+                let value = if place < latent {
+                    value
+                } else {
+                    T::store(value).load()
+                };
+                // SAFETY: the slot lies in the cache; no other task has it.
+                unsafe { *to.at(start + place) = C::store(value) };
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Whether all slots differ.
+fn distinct(slots: &[i64]) -> bool {
+    let mut sorted = slots.to_vec();
+    sorted.sort_unstable();
+    sorted.windows(2).all(|pair| pair[0] != pair[1])
+}
+
+/// `x / sqrt(mean(x^2) + eps)`, rounded to the type of `x`, times the weight.
+fn normalize<T: Element, W: Element>(x: &[T], weight: &[W], eps: f32, out: &mut [f32]) {
+    let mut lanes = [0.0_f32; LANES];
+    for chunk in x.chunks(LANES) {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            let value = value.load();
+            *lane += value * value;
+        }
+    }
+    let mut width = LANES;
+    while width > 1 {
+        width /= 2;
+        for lane in 0..width {
+            lanes[lane] += lanes[lane + width];
+        }
+    }
+    let factor = 1.0 / (lanes[0] / x.len() as f32 + eps).sqrt();
+    // A product of two half-width tensors is one; any other pair's is float32.
+    let narrow = size_of::<T>() == 2 && size_of::<W>() == 2;
+    for ((out, value), weight) in out.iter_mut().zip(x).zip(weight) {
+        let value = T::store(value.load() * factor).load() * weight.load();
+        *out = if narrow {
+            T::store(value).load()
+        } else {
+            value
+        };
+    }
+}

@@ -1,0 +1,575 @@
+//! Latent attention in both forms, on every tier: against float64, and a token's independence of everything around it.
+
+#![allow(clippy::unwrap_used, reason = "a test may fail")]
+
+use abyssal_kernels::Tier;
+use abyssal_kernels::mla::{Error, Latents, Rotary, Sizes, Written, write_latents};
+use abyssal_quant::{Bf16, Element};
+use mla_case::{Bits, Case, KINDS, Kind, bits_of, tiers};
+use proptest::prelude::*;
+
+mod mla_case;
+
+const fn sizes(heads: usize, kv_lora: usize, rope: usize, nope: usize, v: usize) -> Sizes {
+    Sizes {
+        heads,
+        kv_lora,
+        rope,
+        nope,
+        v,
+    }
+}
+
+/// V2's and V3's, GLM's, Mistral's, small ones, and ones that fit no register.
+const SIZES: [Sizes; 6] = [
+    sizes(5, 512, 64, 128, 128),
+    sizes(2, 512, 64, 192, 256),
+    sizes(3, 256, 64, 64, 128),
+    sizes(3, 32, 8, 16, 24),
+    sizes(1, 96, 2, 1, 1),
+    sizes(35, 64, 6, 7, 9),
+];
+
+fn whole(case: &Case, tier: Tier, expanded: usize) -> Vec<f32> {
+    case.step(tier, 0, case.tokens(), expanded, 1)
+}
+
+#[test]
+fn both_forms_are_right_for_published_and_odd_sizes_and_every_packing() {
+    for tier in tiers() {
+        for (index, sizes) in SIZES.into_iter().enumerate() {
+            for (number, kind) in KINDS.into_iter().enumerate() {
+                for narrow in [false, true] {
+                    let tokens = [53, 7][usize::from(narrow)] + index;
+                    let case = Case::random(sizes, tokens, kind, narrow, number as u64);
+                    case.check(tier, 0, &whole(&case, tier, 0));
+                    case.check(tier, 0, &whole(&case, tier, tokens));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn ragged_latents_are_right() {
+    for tier in tiers() {
+        for kv_lora in [1, 31, 33, 100, 129, 200] {
+            for kind in [Kind::F32, Kind::Bf16, Kind::Fp8] {
+                let case = Case::random(sizes(4, kv_lora, 10, 12, 17), 50, kind, true, 3);
+                case.check(tier, 0, &whole(&case, tier, 20));
+            }
+        }
+    }
+}
+
+#[test]
+fn contexts_of_several_chunks_are_right() {
+    let tokens = 1000;
+    for tier in tiers() {
+        let case = Case::random(sizes(2, 32, 8, 16, 24), tokens, Kind::Bf16, true, 9);
+        for start in [383, 384, 768, tokens - 3] {
+            let out = case.step(tier, start, start + 3, 0, 2);
+            case.check(tier, start, &out);
+            let out = case.step(tier, start, start + 3, tokens, 2);
+            case.check(tier, start, &out);
+        }
+    }
+}
+
+#[test]
+fn a_token_has_the_same_bits_in_every_cut_of_a_prompt_and_on_every_number_of_threads() {
+    let (tokens, expanded) = (600, 512);
+    for tier in tiers() {
+        let mut case = Case::random(sizes(3, 64, 8, 16, 24), tokens, Kind::Fp8, true, 5);
+        let expected = bits_of(&whole(&case, tier, expanded));
+        for (cut, page_size, threads) in [
+            (7, 64, 1),
+            (64, 16, 2),
+            (256, 1, 2),
+            (512, 48, 1),
+            (1, 64, 2),
+        ] {
+            case.page_size = page_size;
+            // Single tokens at some places only: each expands all before it.
+            let starts: Vec<_> = (0..tokens)
+                .step_by(cut)
+                .filter(|start| cut > 1 || start % 37 == 0 || (510..514).contains(start))
+                .collect();
+            for start in starts {
+                let end = tokens.min(start + cut);
+                let out = bits_of(&case.step(tier, start, end, expanded, threads));
+                let size = case.sizes.heads * case.sizes.v;
+                assert!(
+                    out == expected[start * size..end * size],
+                    "{} {cut} {start}",
+                    tier.name()
+                );
+            }
+        }
+    }
+}
+
+/// Several sequences in one step, their pages interleaved.
+fn together(cases: &[Case], lengths: &[(usize, usize)], tier: Tier, threads: usize) -> Vec<f32> {
+    let (first, page_size) = (&cases[0], cases[0].page_size);
+    let width = first.sizes.kv_lora + first.sizes.rope;
+    let across = lengths
+        .iter()
+        .map(|&(_, end)| end.div_ceil(page_size))
+        .max()
+        .unwrap();
+    let mut cache = vec![f32::NAN; cases.len() * across * page_size * width];
+    let mut tables = vec![-1; cases.len() * across];
+    let mut spans = Vec::new();
+    let mut all = first.clone();
+    (all.query, all.cos, all.sin) = (Vec::new(), Vec::new(), Vec::new());
+    let mut covered = 0;
+    for (number, (case, &(start, end))) in cases.iter().zip(lengths).enumerate() {
+        for page in 0..end.div_ceil(page_size) {
+            tables[number * across + page] = (page * cases.len() + number) as i32;
+        }
+        for token in 0..end {
+            let page = tables[number * across + token / page_size] as usize;
+            let slot = page * page_size + token % page_size;
+            cache[slot * width..][..width].copy_from_slice(&case.rows[token * width..][..width]);
+        }
+        let half = case.sizes.rope / 2;
+        let key = case.sizes.heads * (case.sizes.nope + case.sizes.rope);
+        all.query.extend(&case.query[start * key..end * key]);
+        all.cos.extend(&case.cos[start * half..end * half]);
+        all.sin.extend(&case.sin[start * half..end * half]);
+        spans.extend([covered, end - start, start, 0].map(|value| value as i32));
+        covered += end - start;
+    }
+    all.attend(
+        tier,
+        Latents::F32(&cache),
+        &spans,
+        &tables,
+        (0, covered),
+        threads,
+    )
+    .unwrap()
+}
+
+#[test]
+fn a_sequence_has_the_same_bits_alone_and_in_a_batch() {
+    for tier in tiers() {
+        let layer = Case::random(sizes(4, 64, 8, 16, 24), 450, Kind::Bf16, false, 1);
+        let cases: Vec<_> = (0..33)
+            .map(|seed| {
+                let tokens = 3 + seed as usize * 13;
+                let mut case = Case::random(layer.sizes, tokens, Kind::F32, false, seed);
+                case.up = layer.up.clone();
+                case
+            })
+            .collect();
+        let last: Vec<_> = cases
+            .iter()
+            .map(|case| (case.tokens() - 1, case.tokens()))
+            .collect();
+        let alone: Vec<_> = cases
+            .iter()
+            .zip(&last)
+            .map(|(case, &(start, end))| bits_of(&case.step(tier, start, end, 0, 1)))
+            .collect();
+        for size in [1, 2, 3, 8, 33] {
+            for threads in [1, 2] {
+                let found = together(&cases[..size], &last[..size], tier, threads);
+                assert!(
+                    bits_of(&found) == alone[..size].concat(),
+                    "{} {size}",
+                    tier.name()
+                );
+            }
+        }
+    }
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn plain_lanes_give_the_bits_of_the_tier_with_as_many() {
+    let found: Vec<_> = Tier::available()
+        .into_iter()
+        .filter(|tier| ["scalar", "avx2"].contains(&tier.name()))
+        .map(|tier| {
+            let case = Case::random(sizes(5, 96, 10, 16, 24), 90, Kind::Fp8, true, 5);
+            bits_of(&whole(&case, tier, 70))
+        })
+        .collect();
+    assert!(found.iter().all(|bits| *bits == found[0]));
+}
+
+#[test]
+fn large_and_small_activations_keep_their_precision() {
+    for tier in tiers() {
+        for size in [1e4_f32, 1e-30] {
+            let mut case = Case::random(sizes(3, 64, 8, 16, 24), 60, Kind::Bf16, false, 2);
+            // Queries and rows change together, scores stay where they are.
+            for value in &mut case.query {
+                *value *= size;
+            }
+            case.scale /= size.min(1e30);
+            let out = whole(&case, tier, 30);
+            if size > 1.0 {
+                // The bound takes a rotated query to be at most 1.
+                assert!(out.iter().all(|value| value.is_finite()));
+                let mut plain = Case::random(sizes(3, 64, 8, 16, 24), 60, Kind::Bf16, false, 2);
+                plain.page_size = 64;
+                plain.check(tier, 0, &out);
+            } else {
+                case.check(tier, 0, &out);
+            }
+        }
+    }
+}
+
+#[test]
+fn scores_far_apart_leave_one_key_and_equal_ones_the_mean() {
+    for tier in tiers() {
+        let mut case = Case::random(sizes(2, 32, 8, 16, 24), 500, Kind::F32, false, 2);
+        case.scale = 1e6;
+        let out = case.step(tier, 499, 500, 0, 1);
+        assert!(out.iter().all(|value| value.is_finite()));
+        case.check(tier, 499, &out);
+        case.scale = 0.0;
+        for expanded in [0, 500] {
+            let out = case.step(tier, 499, 500, expanded, 1);
+            case.check(tier, 499, &out);
+        }
+    }
+}
+
+#[test]
+fn what_is_not_finite_stays_in_its_token_and_with_the_tokens_that_see_it() {
+    let (tokens, broken) = (110, 60);
+    for tier in tiers() {
+        for expanded in [0, tokens] {
+            let case = Case::random(sizes(5, 64, 8, 16, 24), tokens, Kind::Bf16, false, 2);
+            let expected = whole(&case, tier, expanded);
+            let size = case.sizes.heads * case.sizes.v;
+            for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut of_query = case.clone();
+                let key = case.sizes.nope + case.sizes.rope;
+                // The first number of head 2.
+                of_query.query[(broken * case.sizes.heads + 2) * key] = value;
+                let out = whole(&of_query, tier, expanded);
+                for (place, (&found, &expected)) in out.iter().zip(&expected).enumerate() {
+                    if place / size == broken && place % size / case.sizes.v == 2 {
+                        assert!(found.is_nan());
+                    } else {
+                        assert_eq!(found.to_bits(), expected.to_bits());
+                    }
+                }
+                let mut of_row = case.clone();
+                of_row.rows[broken * 72 + 5] = value;
+                let out = whole(&of_row, tier, expanded);
+                let (before, after) = (broken * size, (broken + 1) * size);
+                assert_eq!(bits_of(&out[..before]), bits_of(&expected[..before]));
+                if value.is_nan() {
+                    assert!(out[after..].iter().all(|value| value.is_nan()));
+                } else {
+                    assert!(out[after..].iter().any(|value| value.is_nan()));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn scores_of_negative_infinity_weigh_nothing() {
+    for tier in tiers() {
+        let mut case = Case::random(sizes(1, 32, 8, 16, 24), 500, Kind::F32, false, 2);
+        // The rotary part alone decides, and the keys of the first chunk are out of reach of the last query.
+        let width = 40;
+        case.up.values[..16 * 32].fill(0.0);
+        for query in case.query.chunks_mut(24) {
+            query[16..].fill(0.0);
+            query[16] = 1e30;
+        }
+        case.cos.fill(1.0);
+        case.sin.fill(0.0);
+        for (token, row) in case.rows.chunks_mut(width).enumerate() {
+            row[32..].fill(0.0);
+            row[32] = if token < 400 { -1e30 } else { 0.0 };
+        }
+        for expanded in [0, 500] {
+            let out = case.step(tier, 499, 500, expanded, 1);
+            let mut near = case.clone();
+            near.rows.drain(..400 * width);
+            near.query.drain(..400 * 24);
+            near.cos.drain(..400 * 4);
+            near.sin.drain(..400 * 4);
+            near.check(tier, 99, &out);
+        }
+    }
+}
+
+#[test]
+fn codes_of_nan_and_tiny_scales_of_the_up_projection() {
+    for tier in tiers() {
+        let mut case = Case::random(sizes(3, 64, 8, 16, 24), 20, Kind::Fp8, false, 2);
+        let expected = whole(&case, tier, 10);
+        // Value row 3 of head 1.
+        case.up.codes[(40 + 16 + 3) * 64 + 9] = 0x7f;
+        for (place, (found, expected)) in whole(&case, tier, 10).iter().zip(expected).enumerate() {
+            if place % 72 == 24 + 3 {
+                assert!(found.is_nan());
+            } else {
+                assert_eq!(found.to_bits(), expected.to_bits());
+            }
+        }
+        for scale in [0.0, 1e-45, 1e-38, 1e-23] {
+            let mut case = Case::random(sizes(3, 64, 8, 16, 24), 20, Kind::Fp8, false, 2);
+            case.up.scales.fill(scale);
+            let out = whole(&case, tier, 10);
+            assert!(
+                out.iter()
+                    .all(|value| value.is_finite() && value.abs() <= scale * 3e4)
+            );
+        }
+    }
+}
+
+#[test]
+fn a_step_without_tokens_gives_nothing() {
+    let case = Case::random(sizes(3, 32, 8, 16, 24), 4, Kind::F32, false, 2);
+    let out = case
+        .attend(Tier::best(), Latents::F32(&[]), &[], &[], (0, 0), 2)
+        .unwrap();
+    assert!(out.is_empty());
+}
+
+#[test]
+#[allow(clippy::too_many_lines, reason = "a list of calls")]
+fn a_call_that_does_not_fit_says_why_and_writes_nothing() {
+    let case = Case::random(sizes(3, 32, 8, 16, 24), 20, Kind::F32, false, 2);
+    let cache = vec![0.0; 2 * 16 * 40];
+    let message = |spans: &[i32], tables: &[i32], rows: usize| {
+        case.attend(
+            Tier::best(),
+            Latents::F32(&cache[..rows * 40]),
+            spans,
+            tables,
+            (0, 20),
+            1,
+        )
+        .unwrap_err()
+        .to_string()
+    };
+    for (spans, tables, rows, expected) in [
+        (
+            &[0, 20, 0, 0][..],
+            &[0, 2][..],
+            32,
+            "page 1 of span 0 is 2; it must lie in 0..2, that one excluded",
+        ),
+        (
+            &[0, 20, 0, 0],
+            &[-1, 1],
+            32,
+            "page 0 of span 0 is -1; it must lie in 0..2, that one excluded",
+        ),
+        (
+            &[0, 20, 0, 0],
+            &[0],
+            32,
+            "the block table of span 0 has 1 pages; it needs 2",
+        ),
+        (
+            &[0, 20, 13, 0],
+            &[0, 1],
+            32,
+            "the block table of span 0 has 2 pages; it needs 3",
+        ),
+        (
+            &[0, 20, i32::MAX, 0],
+            &[0, 1],
+            32,
+            "the block table of span 0 has 2 pages; it needs 134217730",
+        ),
+        (
+            &[0, 19, 0, 0],
+            &[0, 1],
+            32,
+            "the spans cover 19 tokens; there are 20",
+        ),
+        (
+            &[0, 21, 0, 0],
+            &[0, 1],
+            32,
+            "the length of span 0 is 21; it must lie in 1..20",
+        ),
+        (
+            &[0, 0, 0, 0],
+            &[0, 1],
+            32,
+            "the length of span 0 is 0; it must lie in 1..20",
+        ),
+        (
+            &[1, 19, 0, 0],
+            &[0, 1],
+            32,
+            "the start of span 0 is 1; it must lie in 0..0",
+        ),
+        (
+            &[0, 20, -1, 0],
+            &[0, 1],
+            32,
+            "the position of span 0 is -1; it must lie in 0..2147483647",
+        ),
+        (
+            &[0, 20, 0, 21],
+            &[0, 1],
+            32,
+            "the number of expanded tokens of span 0 is 21; it must lie in 0..20",
+        ),
+        (
+            &[0, 20, 0],
+            &[0, 1],
+            32,
+            "spans has 3 elements; it must have 0",
+        ),
+        (&[], &[], 32, "the spans cover 0 tokens; there are 20"),
+        (
+            &[0, 20, 0, 0],
+            &[0, 1],
+            31,
+            "the cache has 1240 elements; it must have 640",
+        ),
+        (
+            &[0, 10, 0, 0, 10, 10, 0, 0],
+            &[0, 1, 1],
+            32,
+            "block tables has 3 elements; it must have 2",
+        ),
+    ] {
+        assert_eq!(message(spans, tables, rows), expected);
+    }
+    let mut odd = case.clone();
+    odd.sizes.v = 0;
+    let error = odd.attend(
+        Tier::best(),
+        Latents::F32(&cache),
+        &[0, 20, 0, 0],
+        &[0, 1],
+        (0, 20),
+        1,
+    );
+    assert_eq!(error, Err(Error::Zero { name: "v" }));
+}
+
+#[test]
+fn rows_are_normalized_rotated_and_written_to_their_slots() {
+    let (tokens, latent, rope) = (70, 50, 6);
+    let mut bits = Bits(8);
+    let values = bits.numbers(tokens * (latent + rope));
+    let norm = bits.numbers(latent);
+    let angles = bits.numbers(tokens * rope / 2);
+    let cos: Vec<_> = angles.iter().map(|angle| angle.cos()).collect();
+    let sin: Vec<_> = angles.iter().map(|angle| angle.sin()).collect();
+    let slots: Vec<_> = (0..tokens as i64)
+        .map(|token| (token * 3 + 5) % 211)
+        .collect();
+    let written = |values, slots| Written {
+        values,
+        norm: &norm[..],
+        eps: 1e-6,
+        rotary: Rotary {
+            cos: &cos,
+            sin: &sin,
+        },
+        slots,
+    };
+    let mut cache = vec![9.0_f32; 211 * 56];
+    write_latents(&written(&values[..], &slots[..]), &mut cache, 2).unwrap();
+    for (slot, row) in cache.chunks(56).enumerate() {
+        let Some(token) = slots.iter().position(|&taken| taken == slot as i64) else {
+            assert!(row.iter().all(|&value| value == 9.0));
+            continue;
+        };
+        let from: Vec<_> = values[token * 56..][..56]
+            .iter()
+            .map(|&x| f64::from(x))
+            .collect();
+        let mean = from[..50].iter().map(|x| x * x).sum::<f64>() / 50.0;
+        for (place, &value) in row.iter().enumerate() {
+            let exact = if place < 50 {
+                from[place] / (mean + 1e-6).sqrt() * f64::from(norm[place])
+            } else {
+                let (pair, at) = (place / 2 * 2, token * 3 + (place - 50) / 2);
+                let (cos, sin) = (f64::from(cos[at]), f64::from(sin[at]));
+                match place % 2 {
+                    0 => from[pair] * cos - from[pair + 1] * sin,
+                    _ => from[pair + 1] * cos + from[pair] * sin,
+                }
+            };
+            // A dozen roundings of numbers below 2.
+            assert!((f64::from(value) - exact).abs() < 12.0 * 1.2e-7 * exact.abs().max(2.0));
+        }
+    }
+    let mut again = vec![9.0_f32; 211 * 56];
+    write_latents(&written(&values[..], &slots[..]), &mut again, 1).unwrap();
+    assert_eq!(bits_of(&cache), bits_of(&again));
+    let halves: Vec<_> = values.iter().map(|&value| Bf16::store(value)).collect();
+    let mut narrow = vec![Bf16(0); 211 * 56];
+    let narrow_norm: Vec<_> = norm.iter().map(|&value| Bf16::store(value)).collect();
+    let of_halves = Written {
+        values: &halves[..],
+        norm: &narrow_norm[..],
+        eps: 1e-6,
+        rotary: Rotary {
+            cos: &cos,
+            sin: &sin,
+        },
+        slots: &slots[..],
+    };
+    write_latents(&of_halves, &mut narrow, 1).unwrap();
+    for (&slot, _) in slots.iter().zip(0..) {
+        for place in 0..56 {
+            let at = slot as usize * 56 + place;
+            // Four roundings to eight bits on the way.
+            assert!(
+                (narrow[at].load() - cache[at]).abs() <= 4.0 * 0.004 * cache[at].abs().max(1.0)
+            );
+        }
+    }
+    let mut outside = slots.clone();
+    outside[3] = 211;
+    let error = write_latents(&written(&values[..], &outside[..]), &mut again, 1).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the slot of token 3 is 211; it must lie in 0..211, that one excluded"
+    );
+    let error = write_latents(&written(&values[1..], &slots[..]), &mut again, 1).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the down projection has 3919 elements; it must have 3920"
+    );
+    assert_eq!(bits_of(&cache), bits_of(&again));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn results_are_right_for_random_sizes(
+        kind in 0..KINDS.len(),
+        heads in 1..7_usize,
+        kv_lora in 1..150_usize,
+        half in 1..10_usize,
+        nope in 1..40_usize,
+        v in 1..40_usize,
+        tokens in 1..120_usize,
+        expanded in 0..120_usize,
+        narrow in any::<bool>(),
+        seed in any::<u64>(),
+    ) {
+        let kind = KINDS[kind];
+        let kv_lora = if kind == Kind::Mxfp4 { kv_lora.next_multiple_of(32) } else { kv_lora };
+        let case = Case::random(sizes(heads, kv_lora, 2 * half, nope, v), tokens, kind, narrow, seed);
+        for tier in tiers() {
+            case.check(tier, 0, &case.step(tier, 0, tokens, expanded, 2));
+        }
+    }
+}
