@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 export PYTHON VENV TORCH_PIP_ARGS
 
 RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
-TIER_CRATES := -p abyssal-routing -p abyssal-quant
+TIER_CRATES := -p abyssal-routing -p abyssal-quant -p abyssal-kernels
 
 .PHONY: help
 help: ## List the targets

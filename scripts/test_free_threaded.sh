@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Run the tests of the page cache and the tokenizer on a free-threaded Python, in a virtual environment of its own.
+# Run the tests of threads that need no torch on a free-threaded Python, in a virtual environment of its own.
 #
-# Usage: scripts/test_free_threaded.sh PYTHON, a free-threaded interpreter (3.14t or newer)
+# Usage: scripts/test_free_threaded.sh PYTHON [TEST ...]; PYTHON is a free-threaded interpreter (3.14t or newer)
 # A free-threaded interpreter cannot load the stable-ABI wheel: this builds one for it alone.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -20,4 +20,5 @@ $venv/bin/python -m pip install --quiet --disable-pip-version-check --force-rein
 # Importing the module must not bring the lock back.
 PYTHON_GIL="" $venv/bin/python -W error -c \
     'import sys, abyssal._core; assert not sys._is_gil_enabled(), "the module turned the interpreter lock on"'
+[ $# -gt 1 ] || set -- "$python" tests/kvcache/test_threads.py
 $venv/bin/python -m pytest --quiet -p no:cacheprovider -o "pythonpath=" "${@:2}"

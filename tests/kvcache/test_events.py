@@ -62,8 +62,8 @@ class KVEventBatch(EventBatch):
 
 def decode(payload: bytes) -> KVEventBatch:
     batch = msgspec.msgpack.Decoder(KVEventBatch).decode(payload)
-    # What their encoder makes of it holds the same as what we sent, keys left out included. The bytes
-    # differ in the heads of maps: ours take their shortest form.
+    # What their encoder makes of it holds the same as what we sent, keys left out included. The
+    # bytes differ in the heads of maps: ours take their shortest form.
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(batch)) == msgspec.msgpack.decode(payload)
     return batch
 

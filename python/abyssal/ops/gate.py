@@ -88,10 +88,9 @@ def gate_route(
         out[1].copy_(indices)
         return out
     shape = (x.shape[0], top_k)
-    direct = out is not None and out[0].is_contiguous() and out[1].is_contiguous()
     results = (
         out
-        if out is not None and direct
+        if out is not None and out[0].is_contiguous() and out[1].is_contiguous()
         else (torch.empty(shape, dtype=torch.float32), torch.empty(shape, dtype=torch.int32))
     )
     counter, place = _contiguous(load), _contiguous(logits)
@@ -115,7 +114,7 @@ def gate_route(
         load += counter
     if logits is not None and place is not None and place is not logits:
         logits.copy_(place)
-    if out is not None and not direct:
+    if out is not None and results is not out:
         out[0].copy_(results[0])
         out[1].copy_(results[1])
         return out

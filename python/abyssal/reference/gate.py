@@ -39,7 +39,9 @@ def gate_logits(x: Tensor, weight: Tensor) -> Tensor:
     columns = torch.nn.functional.pad(weight.to(torch.float32), filled)
     columns = columns.view(experts, steps, _LANES)
     parts = []
-    for part in rows.split(max(1, _CELLS // max(1, experts * _LANES))):
+    together = max(1, _CELLS // max(1, experts * _LANES))
+    for start in range(0, tokens, together):
+        part = rows[start : start + together]
         lanes = x.new_zeros((part.shape[0], experts, _LANES), dtype=torch.float32)
         for step in range(steps):
             lanes = lanes + part[:, None, step] * columns[None, :, step]

@@ -281,13 +281,14 @@ impl PageCache {
             .uncommitted(&handles, &computed);
         self.call_with_room(py, new >= MANY, |state| {
             let pages = &mut state.pages;
-            Ok(match &token_ids {
+            match &token_ids {
                 None => pages.commit(&handles, &computed, &publish)?,
                 Some(ids) => {
                     let ids = ids.as_u32(&mut state.room)?;
                     pages.commit_tokens(&handles, &computed, &publish, ids)?;
                 }
-            })
+            }
+            Ok(())
         })
     }
 

@@ -21,6 +21,7 @@ mod routing;
 mod saved;
 mod tensor;
 mod tokenizer;
+mod torch;
 
 /// Runs `work` without holding the interpreter, and turns a panic into an ordinary Python exception.
 ///

@@ -296,6 +296,10 @@ impl Choice<'_, '_> {
 }
 
 /// An optional tensor of the usual kind; `None` if it is of another.
+#[allow(
+    clippy::option_option,
+    reason = "an optional tensor, if it could be read"
+)]
 pub(crate) fn usual_or_none<'py>(object: &Bound<'py, PyAny>) -> Option<Option<Tensor<'py>>> {
     if object.is_none() {
         Some(None)

@@ -15,23 +15,23 @@
 //!
 //! Source: dlpack.h 1.3 (github.com/dmlc/dlpack).
 
-use std::ffi::CStr;
-
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyCapsule, PyDict, PyString, PyTuple, PyType};
+use pyo3::types::{PyString, PyTuple};
 
 use crate::dlpack;
 pub(crate) use crate::dtype::{Dtype, Element};
 use crate::error::BindError;
+pub(crate) use crate::torch::Torch;
+
+mod overlap;
+
+pub(crate) use overlap::reject_overlap;
 
 /// No operation of this package takes tensors of more dimensions.
 const MAX_DIMS: usize = 8;
-const DLPACK_MAJOR: u32 = 1;
 const DLPACK_CPU: i32 = 1;
-const CAPSULE_NAME: &CStr = c"dlpack_exchange_api";
 
 /// What keeps the memory of a view alive, and says whether it may be written.
 enum Owner<'py> {
@@ -369,35 +369,6 @@ impl<'py> Tensor<'py> {
             self.dtype
         )))
     }
-
-    /// The half-open range of addresses that the elements may lie in.
-    fn extent(&self) -> (usize, usize) {
-        let item = match self.dtype {
-            Dtype::F64 | Dtype::I64 => 8,
-            Dtype::F32 | Dtype::I32 | Dtype::U32 => 4,
-            Dtype::F16 | Dtype::BF16 => 2,
-            Dtype::F8E4M3 | Dtype::F8E8M0 | Dtype::I8 | Dtype::U8 | Dtype::Bool => 1,
-            // At least as wide as any type: an overlap is never missed, and such tensors are refused anyway.
-            Dtype::Other => 16,
-        };
-        let start = self.data.addr();
-        if self.len() == 0 {
-            return (start, start);
-        }
-        let (mut low, mut high) = (0_isize, 0_isize);
-        for (&size, &stride) in self.shape().iter().zip(self.strides()) {
-            let reach = stride * (size.cast_signed() - 1);
-            low += reach.min(0);
-            high += reach.max(0);
-        }
-        let item_signed = item as isize;
-        (
-            start.wrapping_add_signed(low * item_signed),
-            start
-                .wrapping_add_signed(high * item_signed)
-                .wrapping_add(item),
-        )
-    }
 }
 
 impl Tensor<'_> {
@@ -450,155 +421,6 @@ impl Tensor<'_> {
             self.strides()
         ))
     }
-}
-
-/// Refuses outputs that share memory with one another or with an input.
-///
-/// # Errors
-/// A `ValueError` that names the two tensors.
-pub(crate) fn reject_overlap(
-    outputs: &[(&str, &Tensor<'_>)],
-    inputs: &[(&str, &Tensor<'_>)],
-) -> Result<(), BindError> {
-    for (index, (output_name, output)) in outputs.iter().enumerate() {
-        let (start, end) = output.extent();
-        for (other_name, other) in outputs[index + 1..].iter().chain(inputs) {
-            let (other_start, other_end) = other.extent();
-            if start < other_end && other_start < end {
-                return Err(BindError::value_error(format!(
-                    "{output_name} shares memory with {other_name}; outputs need memory of their own"
-                )));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// What is looked up in torch, once; this module never imports it.
-pub(crate) struct Torch {
-    /// `torch.Tensor`.
-    tensor: Py<PyType>,
-    /// `torch.nn.Parameter`.
-    parameter: Py<PyAny>,
-    /// `torch.is_grad_enabled`.
-    is_grad_enabled: Py<PyAny>,
-    /// `torch.Tensor.is_neg`.
-    is_neg: Py<PyAny>,
-    /// How its C table describes a tensor; older versions have no such table.
-    describe: Option<dlpack::Describe>,
-    /// `torch.empty`, and its keyword arguments for float32 and int32 in CPU memory.
-    empty: Py<PyAny>,
-    f32: Py<PyDict>,
-    i32: Py<PyDict>,
-}
-
-impl Torch {
-    /// What is needed of torch, once the program has imported it.
-    pub(crate) fn get(py: Python<'_>) -> PyResult<Option<&'static Self>> {
-        static TORCH: PyOnceLock<Torch> = PyOnceLock::new();
-        // Looked up once: a program without torch would pay for it with every array.
-        static MODULES: PyOnceLock<Py<PyDict>> = PyOnceLock::new();
-        if let Some(torch) = TORCH.get(py) {
-            return Ok(Some(torch));
-        }
-        let find = || -> PyResult<Py<PyDict>> {
-            let sys = py.import(pyo3::intern!(py, "sys"))?;
-            let modules = sys.getattr(pyo3::intern!(py, "modules"))?;
-            Ok(modules.cast_into::<PyDict>()?.unbind())
-        };
-        let modules = MODULES.get_or_try_init(py, find)?.bind(py);
-        let Some(torch) = modules.get_item(pyo3::intern!(py, "torch"))? else {
-            return Ok(None);
-        };
-        // Absent while torch itself is being imported.
-        let (Some(tensor), Some(empty), Some(is_grad_enabled), Some(nn)) = (
-            torch.getattr_opt(pyo3::intern!(py, "Tensor"))?,
-            torch.getattr_opt(pyo3::intern!(py, "empty"))?,
-            torch.getattr_opt(pyo3::intern!(py, "is_grad_enabled"))?,
-            torch.getattr_opt(pyo3::intern!(py, "nn"))?,
-        ) else {
-            return Ok(None);
-        };
-        let Some(parameter) = nn.getattr_opt(pyo3::intern!(py, "Parameter"))? else {
-            return Ok(None);
-        };
-        let tensor = tensor.cast_into::<PyType>()?;
-        let describe = match tensor.getattr_opt(pyo3::intern!(py, "__dlpack_c_exchange_api__"))? {
-            Some(api) => describe_of(&api)?,
-            None => None,
-        };
-        let of = |dtype: &str| -> PyResult<Py<PyDict>> {
-            let arguments = PyDict::new(py);
-            arguments.set_item("dtype", torch.getattr(dtype)?)?;
-            arguments.set_item("device", torch.getattr("device")?.call1(("cpu",))?)?;
-            Ok(arguments.unbind())
-        };
-        let found = Self {
-            is_neg: tensor.getattr(pyo3::intern!(py, "is_neg"))?.unbind(),
-            tensor: tensor.unbind(),
-            parameter: parameter.unbind(),
-            is_grad_enabled: is_grad_enabled.unbind(),
-            describe,
-            f32: of("float32")?,
-            i32: of("int32")?,
-            empty: empty.unbind(),
-        };
-        Ok(Some(TORCH.get_or_init(py, || found)))
-    }
-
-    /// The same, if the object is a tensor of torch.
-    fn of(object: &Bound<'_, PyAny>) -> PyResult<Option<&'static Self>> {
-        let Some(torch) = Self::get(object.py())? else {
-            return Ok(None);
-        };
-        let tensor = torch.tensor.bind(object.py()).as_type_ptr();
-        // SAFETY: both are types that live as long as this call. Unlike `isinstance`, this asks no Python code.
-        let is_tensor = torch.is_exact(object)
-            || unsafe { pyo3::ffi::PyType_IsSubtype(object.get_type_ptr(), tensor) } != 0;
-        Ok(is_tensor.then_some(torch))
-    }
-
-    fn is_parameter(&self, object: &Bound<'_, PyAny>) -> bool {
-        object.get_type_ptr().cast() == self.parameter.as_ptr()
-    }
-
-    fn is_exact(&self, object: &Bound<'_, PyAny>) -> bool {
-        object.get_type_ptr() == self.tensor.bind(object.py()).as_type_ptr()
-    }
-
-    /// A new float32 matrix in CPU memory, not set to anything.
-    pub(crate) fn empty_f32<'py>(
-        &self,
-        py: Python<'py>,
-        shape: (usize, usize),
-    ) -> PyResult<Bound<'py, PyAny>> {
-        self.empty.bind(py).call(shape, Some(self.f32.bind(py)))
-    }
-
-    /// A new int32 matrix in CPU memory, not set to anything.
-    pub(crate) fn empty_i32<'py>(
-        &self,
-        py: Python<'py>,
-        shape: (usize, usize),
-    ) -> PyResult<Bound<'py, PyAny>> {
-        self.empty.bind(py).call(shape, Some(self.i32.bind(py)))
-    }
-}
-
-/// The function of the C table that describes a tensor; `None` when the table is of another major version.
-fn describe_of(api: &Bound<'_, PyAny>) -> PyResult<Option<dlpack::Describe>> {
-    let api: *const dlpack::ExchangeApi = api
-        .cast::<PyCapsule>()?
-        .pointer_checked(Some(CAPSULE_NAME))?
-        .as_ptr()
-        .cast();
-    // SAFETY: a capsule of this name holds a table that lives as long as the process; the version comes first in
-    // every version of it.
-    if unsafe { (*api).version }.major != DLPACK_MAJOR {
-        return Ok(None);
-    }
-    // SAFETY: major version 1, so the table has this layout; the field may be null, hence the Option.
-    Ok(unsafe { (*api).dltensor_from_py_object })
 }
 
 fn checked_ndim(ndim: usize) -> PyResult<usize> {

@@ -11,12 +11,12 @@ const LANES: usize = 16;
 fn defined(x: &[f32], weight: &[f32]) -> f32 {
     let mut lanes = [0.0_f32; LANES];
     for (x, weight) in x.chunks(LANES).zip(weight.chunks(LANES)) {
-        for lane in 0..LANES {
+        for (lane, sum) in lanes.iter_mut().enumerate() {
             let product = match (x.get(lane), weight.get(lane)) {
                 (Some(x), Some(weight)) => x * weight,
                 _ => 0.0,
             };
-            lanes[lane] += product;
+            *sum += product;
         }
     }
     let mut width = LANES;

@@ -81,9 +81,9 @@ fn threads_that_share_a_cache_find_what_they_or_others_computed() {
             }));
         }
         // Joined one by one: the end of a scope is another thing that is hidden from the sanitizer.
-        workers
-            .into_iter()
-            .for_each(|worker| worker.join().unwrap());
+        for worker in workers {
+            worker.join().unwrap();
+        }
     });
     let cache = cache.into_inner().unwrap();
     cache.audit().unwrap();
@@ -119,9 +119,9 @@ fn pure_functions_give_the_same_on_every_thread() {
             }));
         }
         // Joined one by one: the end of a scope is another thing that is hidden from the sanitizer.
-        workers
-            .into_iter()
-            .for_each(|worker| worker.join().unwrap());
+        for worker in workers {
+            worker.join().unwrap();
+        }
     });
     std::fs::remove_dir_all(&folder).unwrap();
 }

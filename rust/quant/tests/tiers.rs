@@ -7,7 +7,7 @@ use abyssal_quant::{
     Bf16, Blocks, Element, F16, Rows, ScaleFormat, Scales, dequantize_fp8, dequantize_mxfp4,
     quantize_fp8,
 };
-use common::{dequantized, fast_tiers, keys, numbers, packed, quantized, scalar, unpacked};
+use common::{dequantized, fast_tiers, keys, names, numbers, packed, quantized, scalar, unpacked};
 use proptest::prelude::*;
 
 /// Matrices whose rows and columns lie apart, and how they are cut into blocks.
@@ -221,4 +221,22 @@ fn large_results_get_the_same_bits_at_any_address() {
             assert!(keys(own) == pairs, "{} {start}", tier.name());
         }
     }
+}
+
+#[test]
+#[ignore = "for machines with AVX2"]
+fn this_machine_has_avx2() {
+    assert!(names().contains(&"avx2"), "{:?}", names());
+}
+
+#[test]
+#[ignore = "for machines with AVX-512"]
+fn this_machine_has_avx512() {
+    assert!(names().contains(&"avx512"), "{:?}", names());
+}
+
+#[test]
+#[ignore = "for machines with NEON"]
+fn this_machine_has_neon() {
+    assert!(names().contains(&"neon"), "{:?}", names());
 }

@@ -162,7 +162,7 @@ fn choose<L: Lanes, const N: usize>(
     for place in 0..N {
         if bias.is_none() {
             // Without a bias the order of a score is its bits.
-            l.store(l.from_bits(l.int_load(&best[place])), &mut values[place]);
+            l.store(l.with_bits(l.int_load(&best[place])), &mut values[place]);
         } else {
             for token in 0..WIDTH {
                 values[place][token] = scores[chosen[place][token] as usize][token];

@@ -122,7 +122,7 @@ fn each<L: Lanes, const BIAS: bool, const SOFTPLUS: bool, const TAME_ROW: bool>(
 #[inline(always)]
 fn exp_of_size<L: Lanes, const TAME_ROW: bool>(l: L, x: L::Float) -> L::Float {
     let negative = l.or(l.bits(x), l.int_splat(SIGN));
-    exp_nonpositive::<L, TAME_ROW>(l, l.from_bits(negative))
+    exp_nonpositive::<L, TAME_ROW>(l, l.with_bits(negative))
 }
 
 #[inline(always)]
@@ -130,7 +130,7 @@ pub(crate) fn sigmoid<L: Lanes, const TAME_ROW: bool>(l: L, x: L::Float) -> L::F
     let small = exp_of_size::<L, TAME_ROW>(l, x);
     let one = l.splat(1.0);
     let minus = l.greater(l.int_splat(0), l.bits(x));
-    let upper = l.from_bits(l.choose(minus, l.bits(small), l.bits(one)));
+    let upper = l.with_bits(l.choose(minus, l.bits(small), l.bits(one)));
     l.div(upper, l.add(small, one))
 }
 
@@ -150,7 +150,7 @@ fn extremes<L: Lanes>(l: L, row: &[f32]) -> (f32, bool) {
         let x = l.load(logits);
         let seen = match lanes {
             None => x,
-            Some(lanes) => l.from_bits(only(l, lanes, l.bits(x), f32::NEG_INFINITY.to_bits())),
+            Some(lanes) => l.with_bits(only(l, lanes, l.bits(x), f32::NEG_INFINITY.to_bits())),
         };
         largest = l.max(largest, seen);
         worst = l.int_max(worst, l.and(l.bits(x), l.int_splat(MAGNITUDE)));
@@ -182,11 +182,11 @@ fn softmax<L: Lanes, const BIAS: bool, const TAME_ROW: bool>(
         } else {
             // inf - inf is taken as zero: the largest logits share the mass, whatever their size.
             let shifted = l.bits(l.sub(cleaned(l, x), largest));
-            l.from_bits(l.choose(is_nan(l, shifted), l.int_splat(0), shifted))
+            l.with_bits(l.choose(is_nan(l, shifted), l.int_splat(0), shifted))
         };
         let mut value = exp_nonpositive::<L, TAME_ROW>(l, shifted);
         if let Some(lanes) = lanes {
-            value = l.from_bits(only(l, lanes, l.bits(value), 0));
+            value = l.with_bits(only(l, lanes, l.bits(value), 0));
         }
         l.store(value, &mut scores[at]);
         sum = l.add(sum, value);
@@ -225,7 +225,7 @@ pub(crate) fn is_nan<L: Lanes>(l: L, bits: L::Int) -> L::Mask {
 fn cleaned<L: Lanes>(l: L, x: L::Float) -> L::Float {
     let bits = l.bits(x);
     let floor = l.int_splat(f32::NEG_INFINITY.to_bits() as i32);
-    l.from_bits(l.choose(is_nan(l, bits), floor, bits))
+    l.with_bits(l.choose(is_nan(l, bits), floor, bits))
 }
 
 /// Writes the scores and the orders of a vector of experts.
@@ -289,14 +289,14 @@ pub(crate) fn exp_nonpositive<L: Lanes, const TAME_ROW: bool>(l: L, x: L::Float)
     let value = l.add(l.add(value, rest), l.splat(1.0));
     if TAME_ROW {
         // The lowest nine bits of `ROUND` are zero.
-        return l.from_bits(l.int_add(l.bits(value), l.shift_left_23(l.bits(rounded))));
+        return l.with_bits(l.int_add(l.bits(value), l.shift_left_23(l.bits(rounded))));
     }
     let exponent = l.int_sub(l.bits(rounded), l.int_splat(ROUND.to_bits() as i32));
     let half = l.halve(exponent);
     let rest = l.int_sub(exponent, half);
     let bias = l.int_splat(127);
-    let value = l.mul(value, l.from_bits(l.shift_left_23(l.int_add(half, bias))));
-    l.mul(value, l.from_bits(l.shift_left_23(l.int_add(rest, bias))))
+    let value = l.mul(value, l.with_bits(l.shift_left_23(l.int_add(half, bias))));
+    l.mul(value, l.with_bits(l.shift_left_23(l.int_add(rest, bias))))
 }
 
 /// As `scores::log1p_unit`.

@@ -76,7 +76,7 @@ pub(crate) fn best_groups<L: Lanes>(l: L, rule: &Rule, orders: &[i32]) -> u32 {
     let (mut order, next) = (l.int_load(&best), l.int_load(&next));
     if rule.group_score == GroupScore::TopTwoSum {
         let both = l.greater(next, l.int_splat(NEVER));
-        let sum = l.add(l.from_bits(flip(l, order)), l.from_bits(flip(l, next)));
+        let sum = l.add(l.with_bits(flip(l, order)), l.with_bits(flip(l, next)));
         // Adding zero makes -0 equal to +0; inf - inf ranks last.
         let bits = l.bits(l.add(sum, l.splat(0.0)));
         let floor = l.int_splat(f32::NEG_INFINITY.to_bits() as i32);

@@ -15,7 +15,7 @@ use std::arch::x86_64::{
     _mm256_unpackhi_ps, _mm256_unpacklo_epi64, _mm256_unpacklo_ps, _mm256_xor_si256,
 };
 
-use super::lanes::{Candidates, Lanes, WIDTH};
+use super::lanes::{CANDIDATES, Candidates, Lanes, WIDTH};
 
 /// The proof that the processor has AVX2, BMI1 and POPCNT; only `simd.rs` makes one.
 #[derive(Clone, Copy)]
@@ -65,7 +65,7 @@ impl Lanes for Avx2 {
         max(a: Float, b: Float) => Float = _mm256_max_ps;
         sqrt(a: Float) => Float = _mm256_sqrt_ps;
         bits(a: Float) => Int = _mm256_castps_si256;
-        from_bits(a: Int) => Float = _mm256_castsi256_ps;
+        with_bits(a: Int) => Float = _mm256_castsi256_ps;
         int_add(a: Int, b: Int) => Int = _mm256_add_epi32;
         int_sub(a: Int, b: Int) => Int = _mm256_sub_epi32;
         and(a: Int, b: Int) => Int = _mm256_and_si256;
@@ -278,6 +278,38 @@ impl Lanes for Avx2 {
             }
             candidates.found += set.count_ones() as usize;
         }
+    }
+
+    #[inline(always)]
+    fn collect_all(
+        self,
+        orders: &[[i32; WIDTH]],
+        below: Self::Int,
+        start: usize,
+        candidates: &mut Candidates,
+    ) {
+        let mut found = candidates.found;
+        // SAFETY: the processor has AVX2, and the slices that are written hold eight numbers.
+        unsafe {
+            let mut first = _mm256_set1_epi32(start as i32);
+            let step = _mm256_set1_epi32(8);
+            for orders in orders.as_flattened().as_chunks::<8>().0 {
+                if found > CANDIDATES {
+                    break;
+                }
+                let orders = _mm256_loadu_si256(orders.as_ptr().cast());
+                let set = half_bits(self, _mm256_cmpgt_epi32(orders, below[0]));
+                let lanes = i64::from_le_bytes(SET_LANES[set as usize % 256]);
+                let lanes = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(lanes));
+                let to = candidates.orders[found..found + 8].as_mut_ptr();
+                _mm256_storeu_si256(to.cast(), _mm256_permutevar8x32_epi32(orders, lanes));
+                let to = candidates.indices[found..found + 8].as_mut_ptr();
+                _mm256_storeu_si256(to.cast(), _mm256_add_epi32(lanes, first));
+                first = _mm256_add_epi32(first, step);
+                found += set.count_ones() as usize;
+            }
+        }
+        candidates.found = found;
     }
 
     #[inline(always)]

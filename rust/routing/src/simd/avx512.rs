@@ -47,7 +47,7 @@ impl Lanes for Avx512 {
         max(a: Float, b: Float) => Float = _mm512_max_ps(a, b);
         sqrt(a: Float) => Float = _mm512_sqrt_ps(a);
         bits(a: Float) => Int = _mm512_castps_si512(a);
-        from_bits(a: Int) => Float = _mm512_castsi512_ps(a);
+        with_bits(a: Int) => Float = _mm512_castsi512_ps(a);
         int_add(a: Int, b: Int) => Int = _mm512_add_epi32(a, b);
         int_sub(a: Int, b: Int) => Int = _mm512_sub_epi32(a, b);
         and(a: Int, b: Int) => Int = _mm512_and_si512(a, b);

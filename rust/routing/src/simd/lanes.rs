@@ -61,7 +61,7 @@ pub(crate) trait Lanes: Copy {
     /// The larger of two numbers; anything if one is NaN.
     fn max(self, a: Self::Float, b: Self::Float) -> Self::Float;
     fn bits(self, a: Self::Float) -> Self::Int;
-    fn from_bits(self, a: Self::Int) -> Self::Float;
+    fn with_bits(self, a: Self::Int) -> Self::Float;
     /// The largest of sixteen numbers that are not NaN.
     fn largest(self, a: Self::Float) -> f32;
     /// The sum: lanes 8 apart first, then 4, 2 and 1 apart.

@@ -44,7 +44,7 @@ impl Lanes for Neon {
         max(a: Float, b: Float) => Float = vmaxq_f32;
         sqrt(a: Float) => Float = vsqrtq_f32;
         bits(a: Float) => Int = vreinterpretq_s32_f32;
-        from_bits(a: Int) => Float = vreinterpretq_f32_s32;
+        with_bits(a: Int) => Float = vreinterpretq_f32_s32;
         int_add(a: Int, b: Int) => Int = vaddq_s32;
         int_sub(a: Int, b: Int) => Int = vsubq_s32;
         and(a: Int, b: Int) => Int = vandq_s32;
