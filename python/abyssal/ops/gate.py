@@ -10,9 +10,9 @@ from torch.compiler import is_compiling
 
 from abyssal._core import gate_direct
 from abyssal.reference.checks import check_gate
-from abyssal.reference.routing import add_load
 
 from .native import core, is_direct, plain
+from .outputs import add, contiguous, count, deliver, results
 
 
 def gate_route(
@@ -74,30 +74,19 @@ def gate_route(
             return direct
     check_gate(x, weight, top_k, scoring, selection, out, load, logits)
     if not (is_direct(x) and is_direct(weight)):
-        results = torch.ops.abyssal.gate_route(
+        weights, indices, values = torch.ops.abyssal.gate_route(
             x, weight, top_k, scoring, *selection, normalize, scale
         )
-        weights, indices, values = results
         if logits is not None:
             logits.copy_(values.detach())
-        if load is not None:
-            add_load(load, indices, ~weights.detach().isnan().any(dim=1))
-        if out is None:
-            return weights, indices
-        out[0].copy_(weights)
-        out[1].copy_(indices)
-        return out
-    shape = (x.shape[0], top_k)
-    results = (
-        out
-        if out is not None and out[0].is_contiguous() and out[1].is_contiguous()
-        else (torch.empty(shape, dtype=torch.float32), torch.empty(shape, dtype=torch.int32))
-    )
-    counter, place = _contiguous(load), _contiguous(logits)
+        count(load, weights, indices)
+        return deliver((weights, indices), out)
+    routed = results(x.shape[0], top_k, out)
+    counter, place = contiguous(load), contiguous(logits)
     core().gate_route(
         plain(x),
         plain(weight),
-        *results,
+        *routed,
         top_k=top_k,
         scoring=scoring,
         correction_bias=None if correction_bias is None else plain(correction_bias),
@@ -110,19 +99,7 @@ def gate_route(
         logits=place,
         num_threads=torch.get_num_threads(),
     )
-    if load is not None and counter is not None and counter is not load:
-        load += counter
+    add(load, counter)
     if logits is not None and place is not None and place is not logits:
         logits.copy_(place)
-    if out is not None and results is not out:
-        out[0].copy_(results[0])
-        out[1].copy_(results[1])
-        return out
-    return results
-
-
-def _contiguous(tensor: Tensor | None) -> Tensor | None:
-    """Return memory that the compiled code can write: the tensor's own, or zeros."""
-    if tensor is None or tensor.is_contiguous():
-        return tensor
-    return torch.zeros(tensor.shape, dtype=tensor.dtype)
+    return deliver(routed, out)

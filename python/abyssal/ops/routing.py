@@ -10,43 +10,9 @@ from torch.compiler import is_compiling
 
 from abyssal._core import route_direct
 from abyssal.reference.checks import check_permute, check_route, check_route_table
-from abyssal.reference.routing import add_load
 
 from .native import core, is_direct, plain
-
-
-def _results(
-    logits: Tensor, top_k: int, out: tuple[Tensor, Tensor] | None
-) -> tuple[Tensor, Tensor]:
-    if out is not None and out[0].is_contiguous() and out[1].is_contiguous():
-        return out
-    tokens = logits.shape[0]
-    return (
-        torch.empty(tokens, top_k, dtype=torch.float32),
-        torch.empty(tokens, top_k, dtype=torch.int32),
-    )
-
-
-def _deliver(
-    results: tuple[Tensor, Tensor], out: tuple[Tensor, Tensor] | None
-) -> tuple[Tensor, Tensor]:
-    if out is None or out[0] is results[0]:
-        return results
-    out[0].copy_(results[0])
-    out[1].copy_(results[1])
-    return out
-
-
-def _count(load: Tensor | None, weights: Tensor, indices: Tensor) -> None:
-    if load is not None:
-        add_load(load, indices, ~weights.detach().isnan().any(dim=1))
-
-
-def _counter(load: Tensor | None) -> Tensor | None:
-    """Return memory that the compiled code can count into."""
-    if load is None or load.is_contiguous():
-        return load
-    return torch.zeros(load.shape, dtype=load.dtype)
+from .outputs import add, contiguous, count, deliver, results
 
 
 def route(
@@ -108,11 +74,11 @@ def route(
             return direct
     check_route(logits, top_k, scoring, *selection, out, load)
     if not is_direct(logits):
-        results = torch.ops.abyssal.route(logits, top_k, scoring, *selection, normalize, scale)
-        _count(load, *results)
-        return _deliver(results, out)
-    weights, indices = _results(logits, top_k, out)
-    counter = _counter(load)
+        routed = torch.ops.abyssal.route(logits, top_k, scoring, *selection, normalize, scale)
+        count(load, *routed)
+        return deliver(routed, out)
+    weights, indices = results(logits.shape[0], top_k, out)
+    counter = contiguous(load)
     core().route(
         plain(logits),
         weights,
@@ -127,9 +93,8 @@ def route(
         scale=scale,
         load=counter,
     )
-    if load is not None and counter is not None and counter is not load:
-        load += counter
-    return _deliver((weights, indices), out)
+    add(load, counter)
+    return deliver((weights, indices), out)
 
 
 def route_table(
@@ -173,11 +138,11 @@ def route_table(
     """
     check_route_table(logits, token_ids, table, scoring, out, load)
     if not is_direct(logits):
-        results = torch.ops.abyssal.route_table(logits, token_ids, table, scoring, normalize, scale)
-        _count(load, *results)
-        return _deliver(results, out)
-    weights, indices = _results(logits, table.shape[1], out)
-    counter = _counter(load)
+        routed = torch.ops.abyssal.route_table(logits, token_ids, table, scoring, normalize, scale)
+        count(load, *routed)
+        return deliver(routed, out)
+    weights, indices = results(logits.shape[0], table.shape[1], out)
+    counter = contiguous(load)
     core().route_table(
         plain(logits.to(torch.float32)),
         plain(token_ids),
@@ -189,9 +154,8 @@ def route_table(
         scale=scale,
         load=counter,
     )
-    if load is not None and counter is not None and counter is not load:
-        load += counter
-    return _deliver((weights, indices), out)
+    add(load, counter)
+    return deliver((weights, indices), out)
 
 
 def permute(indices: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,8 @@ use pyo3::prelude::*;
 use crate::dtype::Dtype;
 use crate::error::BindError;
 use crate::routing::{
-    Choice, Results, execute, group_score_from, matrix, outputs, scoring_from, usual_or_none,
+    Choice, Results, execute, group_score_from, matrix, outputs, scoring_from, settled,
+    usual_or_none,
 };
 use crate::tensor::{Tensor, reject_overlap};
 
@@ -191,9 +192,5 @@ pub(crate) fn gate_direct<'py>(
     let Some((rule, call, out)) = prepared else {
         return Ok(None);
     };
-    match call.run(py, &rule, num_threads) {
-        Ok(_) => Ok(Some(out)),
-        Err(error @ (BindError::Panic(_) | BindError::Python(_))) => Err(error),
-        Err(_) => Ok(None),
-    }
+    settled(call.run(py, &rule, num_threads), out)
 }

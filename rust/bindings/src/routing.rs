@@ -256,11 +256,7 @@ pub(crate) fn route_direct<'py>(
     let Some((rule, call, out)) = prepared else {
         return Ok(None);
     };
-    match call.run(py, &rule) {
-        Ok(_) => Ok(Some(out)),
-        Err(error @ (BindError::Panic(_) | BindError::Python(_))) => Err(error),
-        Err(_) => Ok(None),
-    }
+    settled(call.run(py, &rule), out)
 }
 
 /// The arguments of a rule, as Python passes them.
@@ -331,6 +327,18 @@ pub(crate) fn outputs<'py>(
     };
     let (weights, indices) = (Tensor::usual(&weights)?, Tensor::usual(&indices)?);
     Some((out, weights, indices))
+}
+
+/// What a call of the usual kind returns: its results, `None` where it was refused, or an error that is not its own.
+pub(crate) fn settled<'py>(
+    result: Result<usize, BindError>,
+    out: Bound<'py, PyAny>,
+) -> Result<Option<Bound<'py, PyAny>>, BindError> {
+    match result {
+        Ok(_) => Ok(Some(out)),
+        Err(error @ (BindError::Panic(_) | BindError::Python(_))) => Err(error),
+        Err(_) => Ok(None),
+    }
 }
 
 /// Looks experts up and weighs them; returns how many rows name an expert with a NaN logit.
