@@ -7,6 +7,7 @@ from typing import Any, Final, final
 
 __all__ = [
     "DecodeStream",
+    "Experts",
     "OutOfPages",
     "PageCache",
     "SavedPrefix",
@@ -18,6 +19,9 @@ __all__ = [
     "fp8_linear",
     "gate_direct",
     "gate_route",
+    "get_num_threads",
+    "kernel_tier",
+    "linear",
     "mxfp4_linear",
     "page_identities",
     "permute",
@@ -28,6 +32,7 @@ __all__ = [
     "route_direct",
     "route_table",
     "save_prefix",
+    "set_num_threads",
 ]
 
 __version__: str
@@ -117,12 +122,34 @@ def quantize_fp8(
 def dequantize_fp8(codes: object, scales: object, out: object, block: tuple[int, int]) -> None: ...
 def quantize_mxfp4(x: object, codes: object, scales: object) -> None: ...
 def dequantize_mxfp4(codes: object, scales: object, out: object) -> None: ...
+def get_num_threads() -> int: ...
+def set_num_threads(num_threads: int) -> None: ...
+def kernel_tier() -> str: ...
+def linear(x: object, weight: object, out: object, num_threads: int | None = None) -> None: ...
 def fp8_linear(
     x: object, codes: object, scales: object, out: object, num_threads: int | None = None
 ) -> None: ...
 def mxfp4_linear(
     x: object, codes: object, scales: object, out: object, num_threads: int | None = None
 ) -> None: ...
+
+@final
+class Experts:
+    def __new__(
+        cls,
+        experts: Sequence[Sequence[tuple[object, object]]],
+        shared: Sequence[tuple[object, object]] | None = None,
+        num_routes: int | None = None,
+        limit: float | None = None,
+    ) -> Experts: ...
+    def forward(
+        self,
+        x: object,
+        weights: object,
+        indices: object,
+        out: object,
+        num_threads: int | None = None,
+    ) -> None: ...
 
 @final
 class Tokenizer:

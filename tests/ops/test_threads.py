@@ -27,6 +27,7 @@ def operations():
         "dequantize_fp8": lambda: (ops.dequantize_fp8(codes, scales, (128, 128)),),
         "quantize_mxfp4": lambda: ops.quantize_mxfp4(weight),
         "dequantize_mxfp4": lambda: (ops.dequantize_mxfp4(packed, exponents),),
+        "linear": lambda: (ops.linear(x, weight),),
         "fp8_linear": lambda: (ops.fp8_linear(x, codes, scales),),
         "mxfp4_linear": lambda: (ops.mxfp4_linear(x, packed, exponents),),
     }

@@ -330,10 +330,10 @@ pub(crate) fn outputs<'py>(
 }
 
 /// What a call of the usual kind returns: its results, `None` where it was refused, or an error that is not its own.
-pub(crate) fn settled<'py>(
+pub(crate) fn settled(
     result: Result<usize, BindError>,
-    out: Bound<'py, PyAny>,
-) -> Result<Option<Bound<'py, PyAny>>, BindError> {
+    out: Bound<'_, PyAny>,
+) -> Result<Option<Bound<'_, PyAny>>, BindError> {
     match result {
         Ok(_) => Ok(Some(out)),
         Err(error @ (BindError::Panic(_) | BindError::Python(_))) => Err(error),

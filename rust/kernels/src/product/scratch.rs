@@ -2,10 +2,9 @@
 
 use super::direct::Rest;
 use std::cell::Cell;
+use std::ops::Range;
 
-use abyssal_quant::Element;
-
-use super::{BlockScales, Lanes, REGISTERS, Rows, SCRATCH_COLUMNS, TASK_ROWS, TILE_ROWS, Task};
+use super::{BlockScales, Lanes, Product, REGISTERS, Rows, SCRATCH_COLUMNS, TASK_ROWS, TILE_ROWS};
 
 /// Tokens multiplied together.
 const TILE_TOKENS: usize = 3;
@@ -40,14 +39,17 @@ impl Scratch {
     }
 }
 
-impl<O: Element> Task<'_, O> {
+impl Product<'_> {
     #[inline(always)]
     pub(super) unsafe fn through_scratch<L: Lanes, R: Rows<L>>(
         &self,
         rows: R,
         scales: Option<&BlockScales>,
+        these: Range<usize>,
+        out: &mut [f32],
     ) {
-        let (count, tokens, width) = (self.rows.len(), self.panel.len(), self.panel.width);
+        let (count, tokens, width) = (self.rows.len(), these.len(), self.panel.width);
+        let row_of = |token: usize| self.panel.token(self.token(these.start + token));
         let chunk = SCRATCH_COLUMNS.min(width);
         let tile_lanes = TILE_ROWS * L::WIDTH;
         let row_tiles = count.div_ceil(TILE_ROWS);
@@ -77,10 +79,10 @@ impl<O: Element> Task<'_, O> {
                         // Places behind the last token repeat it; they are not used.
                         let token = token + offset.min(here - 1);
                         match scales {
-                            None => self.panel.token(token)[start..].as_ptr(),
+                            None => row_of(token)[start..].as_ptr(),
                             Some(scales) => {
                                 let out = &mut scaled[offset * size..][..size];
-                                scales.apply(self.panel.token(token), start, out);
+                                scales.apply(row_of(token), start, out);
                                 out.as_ptr()
                             }
                         }
@@ -97,7 +99,7 @@ impl<O: Element> Task<'_, O> {
             }
             start += size;
         }
-        // SAFETY: as above; the rows are this task's.
+        // SAFETY: as above.
         unsafe {
             for token in 0..tokens {
                 for (row, &broken) in broken.iter().enumerate().take(count) {
@@ -108,7 +110,7 @@ impl<O: Element> Task<'_, O> {
                     } else {
                         L::load(lanes.as_ptr().add(at)).sum()
                     };
-                    self.write(token, self.rows.start + row, sum, scales);
+                    out[token * count + row] = self.undone(these.start + token, sum, scales);
                 }
             }
         }
