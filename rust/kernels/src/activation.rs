@@ -9,6 +9,7 @@ use abyssal_quant::{Element, Scales};
 
 use crate::lanes::{Lanes, Packing};
 use crate::matrix::FP8_BLOCK;
+use crate::memory::Aligned;
 use crate::tier::{Kind, Tier};
 
 /// What scaled FP8 activations are multiplied by; with codes worth 2^-120 no sum reaches float32's limits.
@@ -20,9 +21,9 @@ const SHORT: i32 = 120;
 #[derive(Debug, Default)]
 pub(crate) struct Panel {
     /// `[tokens, width]`, in the order of the tier's registers, filled up with zeros.
-    pub(crate) values: Vec<f32>,
+    values: Aligned,
     /// Elements of a token, whole groups.
-    pub(crate) width: usize,
+    width: usize,
     /// The power of two that each token was divided by.
     pub(crate) exponents: Vec<i32>,
 }
@@ -59,10 +60,11 @@ impl Panel {
     ) {
         let order = Order::of(tier, packing);
         self.width = order.width(columns);
-        self.values.clear();
         self.exponents.clear();
+        let values = self.values.some(x.len() / columns * self.width);
         let mut padded = vec![0.0_f32; self.width];
-        for row in x.chunks_exact(columns) {
+        let rows = x.chunks_exact(columns);
+        for (row, values) in rows.zip(values.chunks_exact_mut(self.width)) {
             for (value, element) in padded.iter_mut().zip(row) {
                 *value = element.load();
             }
@@ -71,18 +73,14 @@ impl Panel {
                 _ => 0,
             };
             self.exponents.push(exponent);
-            for group in padded.chunks_exact(order.group) {
-                let elements = order.elements[..order.group].iter();
-                self.values
-                    .extend(elements.map(|&element| group[usize::from(element)]));
-            }
+            order.place(&padded, values);
         }
     }
 
     /// All of its rows.
     pub(crate) fn view(&self) -> PanelView<'_> {
         PanelView {
-            values: &self.values,
+            values: self.values.first(self.exponents.len() * self.width),
             width: self.width,
             exponents: &self.exponents,
         }
@@ -128,6 +126,29 @@ impl Order {
     /// Elements of a row with so many columns, filled up to whole groups.
     pub(crate) fn width(&self, columns: usize) -> usize {
         columns.next_multiple_of(self.group)
+    }
+
+    /// Puts the elements of whole groups where they stand.
+    fn place(&self, from: &[f32], to: &mut [f32]) {
+        match self.group {
+            16 => self.place_groups::<16>(from, to),
+            32 => self.place_groups::<32>(from, to),
+            _ => self.place_groups::<MOST_ELEMENTS>(from, to),
+        }
+    }
+
+    fn place_groups<const G: usize>(&self, from: &[f32], to: &mut [f32]) {
+        let order: [usize; G] = std::array::from_fn(|place| usize::from(self.elements[place]) % G);
+        for (from, to) in from
+            .as_chunks::<G>()
+            .0
+            .iter()
+            .zip(to.as_chunks_mut::<G>().0)
+        {
+            for (to, &element) in to.iter_mut().zip(&order) {
+                *to = from[element];
+            }
+        }
     }
 
     /// Where each element stands.

@@ -20,9 +20,9 @@ use crate::activation::{Order, Panel, PanelView, normalize};
 use crate::error::{Error, Result, expect_length};
 use crate::lanes::Packing;
 use crate::matrix::Matrix;
+use crate::memory::{Buffer, Places};
 use crate::pool;
-use crate::product::{Product, TASK_ROWS, threads_for, with_buffer};
-use crate::shared::Places;
+use crate::product::{Product, TASK_ROWS, threads_for};
 use crate::tier::Tier;
 
 /// Inner activations that exist at the same time, at most: 64 MB.
@@ -234,16 +234,16 @@ impl<'a> Groups<'a> {
             .map(|group| group.choices.len() * group.expert.inner_size() * layer.hidden_size)
             .sum();
         let threads = threads_for(work, num_threads);
-        with_buffer(self.inner, |inner| {
-            self.fill_inner(tier, layer, x, inner, threads);
-            let exponents = self.normalize(inner, threads);
-            let rows = layer.hidden_size;
-            let out = Places::new(out);
-            pool::for_each(threads, rows.div_ceil(TASK_ROWS), &|task| {
-                let first = task * TASK_ROWS;
-                let rows = first..rows.min(first + TASK_ROWS);
-                self.sum_rows(tier, layer, x, inner, &exponents, rows, out);
-            });
+        let mut buffer = Buffer::take();
+        let inner = buffer.some(self.inner);
+        self.fill_inner(tier, layer, x, inner, threads);
+        let exponents = self.normalize(inner, threads);
+        let rows = layer.hidden_size;
+        let out = Places::new(out);
+        pool::for_each(threads, rows.div_ceil(TASK_ROWS), &|task| {
+            let first = task * TASK_ROWS;
+            let rows = first..rows.min(first + TASK_ROWS);
+            self.sum_rows(tier, layer, x, inner, &exponents, rows, out);
         });
     }
 
@@ -295,27 +295,26 @@ impl<'a> Groups<'a> {
         };
         let places = group.order.places();
         let last = rows.end == group.expert.inner_size();
-        with_buffer(2 * tokens.len() * count, |products| {
-            let (gates, ups) = products.split_at_mut(tokens.len() * count);
-            product(&group.expert.gate, gates);
-            product(&group.expert.up, ups);
-            activate(limit, gates, ups);
-            for (token, values) in gates.chunks_exact(count).enumerate() {
-                let from = rows.start / group.order.group * group.order.group;
-                let to = if last { group.width } else { rows.end };
-                // SAFETY: whole groups of a token's inner activations, which no other task writes: a task's rows begin
-                // and end with a group, or end with the row.
-                let out =
-                    unsafe { inner.slice(group.inner + token * group.width + from, to - from) };
-                if last {
-                    out.fill(0.0);
-                }
-                for (element, &value) in values.iter().enumerate() {
-                    let within = element % group.order.group;
-                    out[element - within + usize::from(places[within])] = value;
-                }
+        let mut buffer = Buffer::take();
+        let products = buffer.some(2 * tokens.len() * count);
+        let (gates, ups) = products.split_at_mut(tokens.len() * count);
+        product(&group.expert.gate, gates);
+        product(&group.expert.up, ups);
+        activate(limit, gates, ups);
+        for (token, values) in gates.chunks_exact(count).enumerate() {
+            let from = rows.start / group.order.group * group.order.group;
+            let to = if last { group.width } else { rows.end };
+            // SAFETY: whole groups of a token's inner activations, which no other task writes: a task's rows begin
+            // and end with a group, or end with the row.
+            let out = unsafe { inner.slice(group.inner + token * group.width + from, to - from) };
+            if last {
+                out.fill(0.0);
             }
-        });
+            for (element, &value) in values.iter().enumerate() {
+                let within = element % group.order.group;
+                out[element - within + usize::from(places[within])] = value;
+            }
+        }
     }
 
     /// Divides the inner activations of FP8 rows by the power of two of their size; returns the exponents of all rows.
@@ -358,45 +357,45 @@ impl<'a> Groups<'a> {
     ) {
         let (hidden, count) = (layer.hidden_size, rows.len());
         let tokens = x.len() / hidden;
-        with_buffer(tokens * count, |sums| {
-            sums.fill(0.0);
-            let mut zeros = self.zeros.clone();
-            for group in &self.all {
-                if group.choices.start >= zeros.end {
-                    self.add_inputs(std::mem::take(&mut zeros), hidden, x, &rows, sums);
-                }
-                let size = group.choices.len();
-                let product = Product {
-                    matrix: &group.expert.down,
-                    panel: PanelView {
-                        values: &inner[group.inner..][..size * group.width],
-                        width: group.width,
-                        exponents: &exponents[group.choices.clone()],
-                    },
-                    tokens: None,
-                    rows: rows.clone(),
-                };
-                with_buffer(size * count, |products| {
-                    product.run(tier, products);
-                    let choices = group.choices.clone().zip(products.chunks_exact(count));
-                    for (choice, products) in choices {
-                        let weight = self.weights[choice];
-                        let sums = &mut sums[self.tokens[choice] as usize * count..][..count];
-                        for (sum, &product) in sums.iter_mut().zip(products) {
-                            *sum += weight * product;
-                        }
-                    }
-                });
+        let mut buffer = Buffer::take();
+        let sums = buffer.some(tokens * count);
+        sums.fill(0.0);
+        let mut zeros = self.zeros.clone();
+        for group in &self.all {
+            if group.choices.start >= zeros.end {
+                self.add_inputs(std::mem::take(&mut zeros), hidden, x, &rows, sums);
             }
-            self.add_inputs(zeros, hidden, x, &rows, sums);
-            for (token, sums) in sums.chunks_exact(count).enumerate() {
-                // SAFETY: this task's columns of a token, which no other task writes.
-                let out = unsafe { out.slice(token * hidden + rows.start, count) };
-                for (out, &sum) in out.iter_mut().zip(sums) {
-                    *out = T::store(sum);
+            let size = group.choices.len();
+            let product = Product {
+                matrix: &group.expert.down,
+                panel: PanelView {
+                    values: &inner[group.inner..][..size * group.width],
+                    width: group.width,
+                    exponents: &exponents[group.choices.clone()],
+                },
+                tokens: None,
+                rows: rows.clone(),
+            };
+            let mut buffer = Buffer::take();
+            let products = buffer.some(size * count);
+            product.run(tier, products);
+            let choices = group.choices.clone().zip(products.chunks_exact(count));
+            for (choice, products) in choices {
+                let weight = self.weights[choice];
+                let sums = &mut sums[self.tokens[choice] as usize * count..][..count];
+                for (sum, &product) in sums.iter_mut().zip(products) {
+                    *sum += weight * product;
                 }
             }
-        });
+        }
+        self.add_inputs(zeros, hidden, x, &rows, sums);
+        for (token, sums) in sums.chunks_exact(count).enumerate() {
+            // SAFETY: this task's columns of a token, which no other task writes.
+            let out = unsafe { out.slice(token * hidden + rows.start, count) };
+            for (out, &sum) in out.iter_mut().zip(sums) {
+                *out = T::store(sum);
+            }
+        }
     }
 
     /// Adds what zero experts give: their input.

@@ -14,12 +14,12 @@ pub mod gate;
 mod lanes;
 mod linear;
 mod matrix;
+mod memory;
 mod mxfp4_order;
 mod neon;
 pub mod pool;
 mod product;
 mod scalar;
-mod shared;
 mod tier;
 
 pub use error::{Error, Result};

@@ -5,9 +5,9 @@ use abyssal_quant::Element;
 use crate::activation::Panel;
 use crate::error::{Result, expect_length};
 use crate::matrix::Matrix;
+use crate::memory::{Buffer, Places};
 use crate::pool;
-use crate::product::{PANEL_TOKENS, Product, TASK_ROWS, threads_for, with_buffer};
-use crate::shared::Places;
+use crate::product::{PANEL_TOKENS, Product, TASK_ROWS, threads_for};
 use crate::tier::Tier;
 
 /// Multiplies tokens by the transposed matrix: `out[t, n]` is the product of token `t` and row `n`, rounded once.
@@ -49,16 +49,16 @@ pub fn linear<T: Element, O: Element>(
                 tokens: None,
                 rows: rows.clone(),
             };
-            with_buffer(panel.exponents.len() * rows.len(), |products| {
-                product.run(tier, products);
-                for (token, products) in products.chunks_exact(rows.len()).enumerate() {
-                    // SAFETY: the tokens' rows of this task, which no other task writes.
-                    let out = unsafe { out.slice(token * matrix.rows + first, rows.len()) };
-                    for (out, &product) in out.iter_mut().zip(products) {
-                        *out = O::store(product);
-                    }
+            let mut buffer = Buffer::take();
+            let products = buffer.some(panel.exponents.len() * rows.len());
+            product.run(tier, products);
+            for (token, products) in products.chunks_exact(rows.len()).enumerate() {
+                // SAFETY: the tokens' rows of this task, which no other task writes.
+                let out = unsafe { out.slice(token * matrix.rows + first, rows.len()) };
+                for (out, &product) in out.iter_mut().zip(products) {
+                    *out = O::store(product);
                 }
-            });
+            }
         });
     }
     Ok(())

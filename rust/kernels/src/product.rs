@@ -10,9 +10,7 @@
 //! to scratch memory first (many). FP8 scales are part of the activation, a copy for each row of blocks.
 //!
 //! Few tokens: four rows at once, straight from memory, the lines of the rows to come asked for early. Many tokens: 64
-//! rows by 1024 columns are unpacked into the second-level cache and multiplied with all tokens there.
-
-use std::cell::Cell;
+//! rows by 512 columns are unpacked into the second-level cache and multiplied with all tokens there.
 
 use abyssal_quant::Scales;
 
@@ -25,12 +23,17 @@ use crate::tier::{Kind, Tier};
 pub(crate) const TASK_ROWS: usize = 64;
 /// Rows multiplied together.
 const TILE_ROWS: usize = 4;
+/// Rows that stay in the first-level cache while all tokens pass.
+const STRIP_ROWS: usize = 8;
 /// More tokens than this go through scratch memory.
 const MOST_DIRECT_TOKENS: usize = 4;
-/// Tokens multiplied in one go.
+/// Tokens that go through scratch memory together, whole tiles of three: with the lanes of 64 rows they take half of a
+/// small second-level cache.
+const SCRATCH_TOKENS: usize = 63;
+/// Tokens laid out together.
 pub(crate) const PANEL_TOKENS: usize = 256;
-/// Columns unpacked together: with 64 rows, half of a small second-level cache.
-const SCRATCH_COLUMNS: usize = 1024;
+/// Columns unpacked together: with 64 rows, a quarter of a small second-level cache.
+const SCRATCH_COLUMNS: usize = 512;
 /// How far ahead lines are asked for.
 const AHEAD_BYTES: usize = 8192;
 const LINE: usize = 64;
@@ -128,7 +131,9 @@ impl Product<'_> {
         let most = if self.len() <= MOST_DIRECT_TOKENS {
             MOST_DIRECT_TOKENS
         } else {
-            PANEL_TOKENS
+            // Parts of about the same size, whole tiles.
+            let parts = self.len().div_ceil(SCRATCH_TOKENS);
+            self.len().div_ceil(parts).next_multiple_of(3)
         };
         for first in (0..self.len()).step_by(most) {
             let tokens = first..self.len().min(first + most);
@@ -162,25 +167,6 @@ impl Product<'_> {
             scales.undo(sum, self.panel.exponents[self.token(token)])
         })
     }
-}
-
-thread_local! {
-    static BUFFERS: Cell<Vec<Vec<f32>>> = Cell::default();
-}
-
-/// Calls `work` with memory of so many numbers, whatever they are; calls may be nested. A thread keeps the memory.
-pub(crate) fn with_buffer<R>(size: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
-    let mut buffers = BUFFERS.take();
-    let mut buffer = buffers.pop().unwrap_or_default();
-    BUFFERS.set(buffers);
-    if buffer.len() < size {
-        buffer.resize(size, 0.0);
-    }
-    let result = work(&mut buffer[..size]);
-    let mut buffers = BUFFERS.take();
-    buffers.push(buffer);
-    BUFFERS.set(buffers);
-    result
 }
 
 /// How many threads so many multiplications are worth.

@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use super::{
-    AHEAD_BYTES, BlockScales, LINE, Lanes, Product, REGISTERS, Rows, prefetch, with_buffer,
-};
+use crate::memory::Buffer;
+
+use super::{AHEAD_BYTES, BlockScales, LINE, Lanes, Product, REGISTERS, Rows, prefetch};
 
 impl Product<'_> {
     #[inline(always)]
@@ -23,14 +23,14 @@ impl Product<'_> {
             return;
         };
         let width = self.panel.width;
-        with_buffer(tokens.len() * width, |scaled| {
-            for (token, out) in scaled.chunks_exact_mut(width).enumerate() {
-                block_scales.apply(self.panel.token(self.token(start + token)), 0, out);
-            }
-            let x = |token: usize| scaled[token * width..].as_ptr();
-            // SAFETY: the caller has the tier's instructions.
-            unsafe { self.direct_tokens::<L, R>(rows, tokens, x, scales, out) };
-        });
+        let mut buffer = Buffer::take();
+        let scaled = buffer.some(tokens.len() * width);
+        for (token, out) in scaled.chunks_exact_mut(width).enumerate() {
+            block_scales.apply(self.panel.token(self.token(start + token)), 0, out);
+        }
+        let x = |token: usize| scaled[token * width..].as_ptr();
+        // SAFETY: the caller has the tier's instructions.
+        unsafe { self.direct_tokens::<L, R>(rows, tokens, x, scales, out) };
     }
 
     #[inline(always)]

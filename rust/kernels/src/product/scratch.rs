@@ -1,43 +1,21 @@
 //! Many tokens: weights are unpacked into the second-level cache and used for all of them.
+//!
+//! ```text
+//! for each chunk of columns:  unpack the rows, scale the tokens
+//!   for each strip of rows (first-level cache):  for each three tokens:  for each four rows of the strip:  multiply
+//! ```
 
-use super::direct::Rest;
-use std::cell::Cell;
 use std::ops::Range;
 
-use super::{BlockScales, Lanes, Product, REGISTERS, Rows, SCRATCH_COLUMNS, TASK_ROWS, TILE_ROWS};
+use crate::memory::Buffer;
+
+use super::direct::Rest;
+use super::{
+    BlockScales, Lanes, Product, REGISTERS, Rows, SCRATCH_COLUMNS, STRIP_ROWS, TASK_ROWS, TILE_ROWS,
+};
 
 /// Tokens multiplied together.
 const TILE_TOKENS: usize = 3;
-
-/// The memory of one thread's tasks, kept from one to the next: fresh memory would cost more than the products.
-#[derive(Default)]
-struct Scratch {
-    /// Weights of a chunk, row after row.
-    unpacked: Vec<f32>,
-    /// Activations of a tile's tokens, with their scales.
-    scaled: Vec<f32>,
-    /// The lanes of every output, from chunk to chunk.
-    lanes: Vec<f32>,
-}
-
-thread_local! {
-    static SCRATCH: Cell<Scratch> = Cell::default();
-}
-
-impl Scratch {
-    /// Makes room; `lanes` begin at zero, what the others hold does not matter.
-    fn reserve(&mut self, unpacked: usize, scaled: usize, lanes: usize) {
-        let grow = |buffer: &mut Vec<f32>, size: usize| {
-            if buffer.len() < size {
-                buffer.resize(size, 0.0);
-            }
-        };
-        grow(&mut self.unpacked, unpacked);
-        grow(&mut self.scaled, scaled);
-        self.lanes.clear();
-        self.lanes.resize(lanes, 0.0);
-    }
-}
 
 impl Product<'_> {
     #[inline(always)]
@@ -53,68 +31,59 @@ impl Product<'_> {
         let chunk = SCRATCH_COLUMNS.min(width);
         let tile_lanes = TILE_ROWS * L::WIDTH;
         let row_tiles = count.div_ceil(TILE_ROWS);
-        let mut scratch = SCRATCH.take();
-        scratch.reserve(
+        let sizes = [
             row_tiles * TILE_ROWS * chunk,
-            TILE_TOKENS * chunk,
+            if scales.is_some() { tokens * chunk } else { 0 },
             row_tiles * tokens * tile_lanes,
-        );
-        let Scratch {
-            unpacked,
-            scaled,
-            lanes,
-        } = &mut scratch;
+        ];
+        let mut buffer = Buffer::take();
+        let scratch = buffer.some(sizes.iter().sum());
+        let (unpacked, rest) = scratch.split_at_mut(sizes[0]);
+        let (scaled, lanes) = rest.split_at_mut(sizes[1]);
+        lanes.fill(0.0);
         let mut broken = [false; TASK_ROWS];
         let mut start = 0;
         while start < width {
             let size = chunk.min(width - start);
-            // SAFETY: the caller has the tier's instructions; the buffers have room for `count` rows of a chunk, for
-            // the tokens of a tile and for the lanes of every output.
+            // SAFETY: the caller has the tier's instructions; the buffers have room for whole tiles of rows of a
+            // chunk, for the tokens of a chunk and for the lanes of every output.
             unsafe {
                 self.unpack_chunk::<L, R>(rows, start, size, unpacked, &mut broken);
-                let mut token = 0;
-                while token < tokens {
-                    let here = TILE_TOKENS.min(tokens - token);
-                    let x: [*const f32; TILE_TOKENS] = std::array::from_fn(|offset| {
-                        // Places behind the last token repeat it; they are not used.
-                        let token = token + offset.min(here - 1);
-                        match scales {
-                            None => row_of(token)[start..].as_ptr(),
-                            Some(scales) => {
-                                let out = &mut scaled[offset * size..][..size];
-                                scales.apply(row_of(token), start, out);
-                                out.as_ptr()
-                            }
-                        }
-                    });
-                    let weights = unpacked.as_ptr();
-                    let lanes = lanes.as_mut_ptr().add(token * row_tiles * tile_lanes);
-                    match here {
-                        3 => multiply_tile::<L, 3>(weights, row_tiles, size, x, lanes),
-                        2 => multiply_tile::<L, 2>(weights, row_tiles, size, x, lanes),
-                        _ => multiply_tile::<L, 1>(weights, row_tiles, size, x, lanes),
+                if let Some(scales) = scales {
+                    for (token, out) in scaled.chunks_exact_mut(size).take(tokens).enumerate() {
+                        scales.apply(row_of(token), start, out);
                     }
-                    token += here;
+                }
+                let x = |token: usize| match scales {
+                    None => row_of(token)[start..].as_ptr(),
+                    Some(_) => scaled[token * size..].as_ptr(),
+                };
+                let block = Block {
+                    weights: unpacked.as_ptr(),
+                    size,
+                    tokens,
+                    lanes: lanes.as_mut_ptr(),
+                };
+                let strip = STRIP_ROWS / TILE_ROWS;
+                for first in (0..row_tiles).step_by(strip) {
+                    block.strip::<L>(first..row_tiles.min(first + strip), x);
                 }
             }
             start += size;
         }
-        // SAFETY: as above.
-        unsafe {
-            for token in 0..tokens {
-                for (row, &broken) in broken.iter().enumerate().take(count) {
-                    let tile = token * row_tiles + row / TILE_ROWS;
-                    let at = tile * tile_lanes + row % TILE_ROWS * L::WIDTH;
-                    let sum = if broken {
-                        f32::NAN
-                    } else {
-                        L::load(lanes.as_ptr().add(at)).sum()
-                    };
-                    out[token * count + row] = self.undone(these.start + token, sum, scales);
-                }
+        for token in 0..tokens {
+            for (row, &broken) in broken.iter().enumerate().take(count) {
+                let tile = row / TILE_ROWS * tokens + token;
+                let at = tile * tile_lanes + row % TILE_ROWS * L::WIDTH;
+                let sum = if broken {
+                    f32::NAN
+                } else {
+                    // SAFETY: the lanes of an output.
+                    unsafe { L::load(lanes[at..].as_ptr()).sum() }
+                };
+                out[token * count + row] = self.undone(these.start + token, sum, scales);
             }
         }
-        SCRATCH.set(scratch);
     }
 
     /// Unpacks the elements `[start, start + size)` of every row, one row after the other.
@@ -159,36 +128,68 @@ impl Product<'_> {
     }
 }
 
-/// Goes on with the chains of all rows and `T` tokens over one chunk of the columns.
-///
-/// `weights` holds `row_tiles` times four rows of `size` elements; `lanes` the registers of each token's row tiles.
-#[inline(always)]
-unsafe fn multiply_tile<L: Lanes, const T: usize>(
+/// Unpacked rows of one chunk of the columns, and the lanes that they add to.
+struct Block {
+    /// Row after row, `size` elements each, whole tiles.
     weights: *const f32,
-    row_tiles: usize,
     size: usize,
-    x: [*const f32; TILE_TOKENS],
+    tokens: usize,
+    /// The registers of every tile of rows, token after token.
     lanes: *mut f32,
-) {
-    for tile in 0..row_tiles {
-        // SAFETY: the caller gives room for all of it.
+}
+
+impl Block {
+    /// Goes on with the chains of some tiles of rows and all tokens.
+    #[inline(always)]
+    unsafe fn strip<L: Lanes>(&self, tiles: Range<usize>, x: impl Fn(usize) -> *const f32) {
+        let mut token = 0;
+        while token < self.tokens {
+            let here = TILE_TOKENS.min(self.tokens - token);
+            for tile in tiles.clone() {
+                // SAFETY: the caller has the tier's instructions and gives room for all of it.
+                unsafe {
+                    match here {
+                        3 => {
+                            let x = [x(token), x(token + 1), x(token + 2)];
+                            self.multiply::<L, 3>(tile, token, x);
+                        }
+                        2 => self.multiply::<L, 2>(tile, token, [x(token), x(token + 1)]),
+                        _ => self.multiply::<L, 1>(tile, token, [x(token)]),
+                    }
+                }
+            }
+            token += here;
+        }
+    }
+
+    /// Goes on with the chains of one tile of rows and `T` tokens.
+    #[inline(always)]
+    unsafe fn multiply<L: Lanes, const T: usize>(
+        &self,
+        tile: usize,
+        token: usize,
+        x: [*const f32; T],
+    ) {
+        let size = self.size;
+        // SAFETY: the caller has the tier's instructions; the tile, the tokens and their lanes lie in their buffers.
         unsafe {
-            let weights = weights.add(tile * TILE_ROWS * size);
-            let place = |row: usize, token: usize| {
-                lanes.add(((token * row_tiles + tile) * TILE_ROWS + row) * L::WIDTH)
+            let weights = self.weights.add(tile * TILE_ROWS * size);
+            let place = |row: usize, offset: usize| {
+                let tile = tile * self.tokens + token + offset;
+                self.lanes.add((tile * TILE_ROWS + row) * L::WIDTH)
             };
             let mut sums = [[L::zero(); T]; TILE_ROWS];
             for (row, sums) in sums.iter_mut().enumerate() {
-                for (token, sum) in sums.iter_mut().enumerate() {
-                    *sum = L::load(place(row, token));
+                for (offset, sum) in sums.iter_mut().enumerate() {
+                    *sum = L::load(place(row, offset));
                 }
             }
             let mut at = 0;
             while at < size {
                 for at in (0..REGISTERS).map(|register| at + register * L::WIDTH) {
                     let mut values = [L::zero(); T];
-                    for (token, value) in values.iter_mut().enumerate() {
-                        *value = L::load(x[token].add(at));
+                    for (value, x) in values.iter_mut().zip(x) {
+                        *value = L::load(x.add(at));
                     }
                     for (row, sums) in sums.iter_mut().enumerate() {
                         let weight = L::load(weights.add(row * size + at));
@@ -200,8 +201,8 @@ unsafe fn multiply_tile<L: Lanes, const T: usize>(
                 at += L::GROUP;
             }
             for (row, sums) in sums.iter().enumerate() {
-                for (token, sum) in sums.iter().enumerate() {
-                    sum.store(place(row, token));
+                for (offset, sum) in sums.iter().enumerate() {
+                    sum.store(place(row, offset));
                 }
             }
         }
