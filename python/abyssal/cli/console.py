@@ -54,14 +54,14 @@ def table(console: Console, rows: Sequence[tuple[str, str]]) -> None:
 
 
 @contextmanager
-def loading(name: str) -> Iterator[Progress]:
-    """Show how far loading a model is; yields the function that the loader calls."""
+def loading(name: str, *, done: str = "loaded") -> Iterator[Progress]:
+    """Show how far loading a model is, or what else reports so; yields the function to call."""
     console = notes()
     started = time.perf_counter()
     if not console.is_terminal:
-        console.print(f"loading {name}", markup=False)
+        console.print(f"{'loading' if done == 'loaded' else 'reading'} {name}", markup=False)
         yield lambda stage, done, total: None
-        console.print(f"loaded in {time.perf_counter() - started:.1f} s", markup=False)
+        console.print(f"{done} in {time.perf_counter() - started:.1f} s", markup=False)
         return
     from rich.progress import BarColumn, DownloadColumn, TextColumn
     from rich.progress import Progress as Bars
@@ -70,11 +70,13 @@ def loading(name: str) -> Iterator[Progress]:
     with Bars(*columns, console=console, transient=True) as bars:
         task = bars.add_task(f"loading {name}", total=None)
 
-        def show(stage: str, done: int, total: int) -> None:
-            bars.update(task, description=f"{stage} {name}", completed=done, total=total or None)
+        def show(stage: str, done_bytes: int, total: int) -> None:
+            bars.update(
+                task, description=f"{stage} {name}", completed=done_bytes, total=total or None
+            )
 
         yield show
-    console.print(f"[dim]loaded in {time.perf_counter() - started:.1f} s[/dim]")
+    console.print(f"[dim]{done} in {time.perf_counter() - started:.1f} s[/dim]")
 
 
 def steps(outputs: Iterable[RequestOutput], speed: Speed) -> Iterator[CompletionOutput]:

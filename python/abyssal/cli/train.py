@@ -154,8 +154,9 @@ class _Progress:
         self.bars.update(self.task, completed=report.step, description=text)
         if not self.console.is_terminal and report.step % 20 == 0:
             busiest = " ".join(f"{each:.2f}" for each in report.busiest)
+            experts = f"busiest experts {busiest}, " if busiest else ""
             self.console.print(
-                f"step {report.step}/{self.steps}: {text}, busiest experts {busiest}, "
+                f"step {report.step}/{self.steps}: {text}, {experts}"
                 f"{time.perf_counter() - self.began:.0f} s",
                 markup=False,
             )

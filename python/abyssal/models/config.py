@@ -290,10 +290,11 @@ def _quantization(fields: Fields) -> Quantization | None:
     if section is None:
         return None
     if section.choice("quant_method", ("fp8", "mxfp4")) == "mxfp4":
-        return Quantization("mxfp4", "ue8m0")
+        return Quantization("mxfp4", "ue8m0", "mxfp4")
     section.choice("fmt", ("e4m3",), default="e4m3")
     section.choice("activation_scheme", ("dynamic",), default="dynamic")
     block = section.values.get("weight_block_size")
     if block != [128, 128]:
         raise section.fail(f"'weight_block_size' must be [128, 128], found {block!r}")
-    return Quantization("fp8", section.choice("scale_fmt", ("ue8m0",), default="f32"))
+    experts = "mxfp4" if fields.values.get("expert_dtype") == "fp4" else "fp8"
+    return Quantization("fp8", section.choice("scale_fmt", ("ue8m0",), default="f32"), experts)

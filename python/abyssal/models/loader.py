@@ -193,13 +193,13 @@ class _Filler:
         name = f"{prefix}.weight"
         rows, columns = module.out_features, module.in_features
         entry = self.checkpoint.entries.get(name)
-        packing = self.config.quantization.method if self.config.quantization else None
-        if entry is not None and entry.dtype == torch.float8_e4m3fn and packing == "fp8":
+        packed = entry is not None and self.config.quantization is not None
+        if entry is not None and packed and entry.dtype == torch.float8_e4m3fn:
             codes = self.take(name, (rows, columns), (torch.float8_e4m3fn,))
             blocks = (-(-rows // 128), -(-columns // 128))
             scale_types = (torch.float32, torch.float8_e8m0fnu)
             scales = self.take(f"{name}_scale_inv", blocks, scale_types)
-        elif entry is not None and entry.dtype == torch.uint8 and packing == "mxfp4":
+        elif entry is not None and packed and entry.dtype == torch.uint8:
             codes = self.take(name, (rows, columns // 2), (torch.uint8,))
             scales = self.take(f"{name}_scale", (rows, columns // 32), (torch.uint8,))
         else:

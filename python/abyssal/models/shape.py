@@ -15,15 +15,17 @@ from abyssal.nn import YarnScaling
 
 @dataclass(frozen=True)
 class Quantization:
-    """How the packed weights of a checkpoint are stored.
+    """How the packed weights of a checkpoint are stored; each weight's type says which it is.
 
     Attributes:
         method: ``"fp8"`` (e4m3, blocks of 128x128) or ``"mxfp4"`` (e2m1, blocks of 32).
         scale_format: ``"f32"`` or ``"ue8m0"`` (powers of two, stored as f32).
+        expert_method: The same of the routed experts.
     """
 
     method: str
     scale_format: str
+    expert_method: str
 
 
 @dataclass(frozen=True)

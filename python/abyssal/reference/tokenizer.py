@@ -86,11 +86,13 @@ class ReferenceTokenizer:
         """Read the parts of the file that matter."""
         model = spec["model"]
         self.vocabulary: dict[str, int] = model["vocab"]
+        self.ignore_merges = model.get("ignore_merges") is True
+        self.composes = (spec.get("normalizer") or {}).get("type") == "NFC"
         pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
         self.ranks = {pair: rank for rank, pair in enumerate(pairs)}
         self.added: list[dict[str, Any]] = spec["added_tokens"]
-        self.patterns = [
-            _compile(r"\p{N}" if step["type"] == "Digits" else step["pattern"]["Regex"])
+        self.patterns: list[str] = [
+            r"\p{N}" if step["type"] == "Digits" else step["pattern"]["Regex"]
             for step in spec["pre_tokenizer"]["pretokenizers"]
             if step["type"] != "ByteLevel"
         ]
@@ -110,7 +112,7 @@ class ReferenceTokenizer:
         """
         parts = [text] if text else []
         for pattern in self.patterns:
-            parts = list(_isolate(pattern, parts))
+            parts = list(_isolate(_compile(pattern), parts))
         return parts
 
     def merge(self, piece: str) -> list[int]:
@@ -126,6 +128,8 @@ class ReferenceTokenizer:
             KeyError: the vocabulary lacks a byte of the piece.
         """
         symbols = [self.characters[byte] for byte in piece.encode()]
+        if self.ignore_merges and (whole := self.vocabulary.get("".join(symbols))) is not None:
+            return [whole]
         while len(symbols) > 1:
             best = min(
                 range(len(symbols) - 1),
@@ -149,7 +153,8 @@ class ReferenceTokenizer:
             Token ids.
 
         Guarantees: added tokens that are not normalized are found first, in all of the text;
-        the others in what is left; each time the leftmost, and the longest of those.
+        the others in what is left, brought to form C where the file says so; each time the
+        leftmost, and the longest of those.
         """
         kept = [
             token
@@ -159,6 +164,11 @@ class ReferenceTokenizer:
         parts: list[str | int] = [text]
         for normalized in (False, True):
             tokens = [token for token in kept if token["normalized"] == normalized]
+            if normalized and self.composes:
+                parts = [
+                    part if isinstance(part, int) else unicodedata.normalize("NFC", part)
+                    for part in parts
+                ]
             parts = [
                 found
                 for part in parts

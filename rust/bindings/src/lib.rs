@@ -73,6 +73,8 @@ mod _core {
         fp8_linear, get_num_threads, kernel_tier, linear, mxfp4_linear, set_num_threads,
     };
     #[pymodule_export]
+    use crate::map::IdBuffer;
+    #[pymodule_export]
     use crate::quant::{
         dequantize_fp8, dequantize_mxfp4, prefer_large_pages, quantize_fp8, quantize_mxfp4,
     };
@@ -81,7 +83,7 @@ mod _core {
     #[pymodule_export]
     use crate::saved::{SavedPrefix, page_identities, save_prefix};
     #[pymodule_export]
-    use crate::tokenizer::{DecodeStream, Tokenizer};
+    use crate::tokenizer::{DecodeStream, EncodeStream, Tokenizer};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

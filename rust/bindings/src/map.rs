@@ -9,6 +9,7 @@
     reason = "pyo3 hands arguments over by value"
 )]
 
+use std::cell::UnsafeCell;
 use std::ffi::c_int;
 use std::fs::File;
 use std::io::{self, Read};
@@ -96,6 +97,62 @@ impl FileBuffer {
                 ptr::from_ref(bytes).cast_mut().cast(),
                 bytes.len().cast_signed(),
                 1,
+                flags,
+            )
+        };
+        if status == 0 {
+            Ok(())
+        } else {
+            Err(PyErr::fetch(slf.py()))
+        }
+    }
+}
+
+/// Token ids as a writable Python buffer, which numpy takes over without a copy.
+#[pyclass(frozen, module = "abyssal._core")]
+pub(crate) struct IdBuffer {
+    ids: UnsafeCell<Vec<u32>>,
+}
+
+// SAFETY: Rust never reads or writes the ids again: it hands out their address, and drops them when no view is left.
+unsafe impl Sync for IdBuffer {}
+
+impl IdBuffer {
+    /// Takes the ids over; room that they do not need is given back when it is much.
+    pub(crate) fn new(mut ids: Vec<u32>) -> Self {
+        if ids.capacity() > 1024 + 2 * ids.len() {
+            ids.shrink_to_fit();
+        }
+        Self {
+            ids: UnsafeCell::new(ids),
+        }
+    }
+}
+
+#[pymethods]
+impl IdBuffer {
+    // SAFETY: called by the interpreter alone, with a view to be filled.
+    unsafe fn __getbuffer__(
+        slf: Bound<'_, Self>,
+        view: *mut ffi::Py_buffer,
+        flags: c_int,
+    ) -> PyResult<()> {
+        if view.is_null() {
+            return Err(PyBufferError::new_err("no view to fill"));
+        }
+        // SAFETY: the list itself is never changed, so its address and length stay; no reference to the ids is kept.
+        let (address, bytes) = unsafe {
+            let ids = &mut *slf.get().ids.get();
+            (ids.as_mut_ptr(), std::mem::size_of_val(ids.as_slice()))
+        };
+        // SAFETY: `view` is writable; the ids live as long as `slf`, to which the view gets a reference.
+        let status = unsafe {
+            ffi::PyBuffer_FillInfo(
+                view,
+                slf.as_ptr(),
+                address.cast(),
+                bytes.cast_signed(),
+                0,
                 flags,
             )
         };

@@ -4,19 +4,23 @@
     reason = "arguments are extracted by value"
 )]
 
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use abyssal_tokenizer::Error;
+use abyssal_tokenizer::{Error, Place};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
-use pyo3::types::{PyByteArray, PyBytes};
+use pyo3::types::PyBytes;
 
 use crate::error::BindError;
+use crate::map::{FileBytes, IdBuffer};
 use crate::{guard, run};
 
-/// Inputs below this many bytes take less time than releasing the interpreter is worth.
-const SHORT: usize = 512;
+/// Inputs below this many bytes take less time than releasing the interpreter and looking for Ctrl-C are worth.
+const SHORT: usize = 4096;
+/// Batches below this many bytes are encoded on one thread.
+const SMALL_BATCH: usize = 1 << 16;
 /// How often a long encoding looks for Ctrl-C.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -27,37 +31,64 @@ impl From<Error> for BindError {
 }
 
 /// Runs an encoding, without the interpreter when it is long, and lets Ctrl-C end it.
-fn encode_with(
+fn encode_with<T: Send>(
     py: Python<'_>,
     length: usize,
-    encode: impl FnOnce(&mut dyn FnMut() -> bool) -> Result<(), Error> + Send,
-) -> Result<(), BindError> {
-    let work = || {
-        let mut raised = None;
-        let mut last = Instant::now();
-        let mut stop = || {
-            if last.elapsed() >= SIGNAL_INTERVAL {
-                last = Instant::now();
-                #[expect(
-                    clippy::redundant_closure_for_method_calls,
-                    reason = "the method itself is not general enough over the lifetime"
-                )]
-                let pending = Python::attach(|py| py.check_signals());
-                raised = pending.err();
-            }
-            raised.is_some()
-        };
-        let result = encode(&mut stop);
-        match raised {
-            Some(error) => Err(error.into()),
-            None => Ok(result?),
-        }
-    };
+    encode: impl FnOnce(&mut dyn FnMut() -> bool) -> Result<T, Error> + Send,
+) -> Result<T, BindError> {
     if length < SHORT {
-        guard(work)
-    } else {
-        run(py, work)
+        return guard(|| Ok(encode(&mut || false)?));
     }
+    run(py, || interruptible(encode))
+}
+
+/// Runs an encoding that asks from time to time whether Ctrl-C was pressed, which is an error then.
+fn interruptible<T, E>(
+    encode: impl FnOnce(&mut dyn FnMut() -> bool) -> Result<T, E>,
+) -> Result<T, BindError>
+where
+    E: Into<BindError>,
+{
+    let mut raised = None;
+    let mut last = Instant::now();
+    let mut stop = || {
+        if last.elapsed() >= SIGNAL_INTERVAL {
+            last = Instant::now();
+            #[expect(
+                clippy::redundant_closure_for_method_calls,
+                reason = "the method itself is not general enough over the lifetime"
+            )]
+            let pending = Python::attach(|py| py.check_signals());
+            raised = pending.err();
+        }
+        raised.is_some()
+    };
+    let result = encode(&mut stop);
+    match raised {
+        Some(error) => Err(error.into()),
+        None => result.map_err(Into::into),
+    }
+}
+
+/// The place of a text in a batch, and what is wrong with it.
+#[derive(Debug)]
+struct Placed(usize, Error);
+
+impl From<Placed> for BindError {
+    fn from(Placed(place, error): Placed) -> Self {
+        Self::value_error(format!("text {place}: {error}"))
+    }
+}
+
+/// Lists end to end, as a buffer.
+fn buffer(mut lists: Vec<Vec<u32>>) -> IdBuffer {
+    let rest = lists.split_off(lists.len().min(1));
+    let mut ids = lists.pop().unwrap_or_default();
+    ids.reserve_exact(rest.iter().map(Vec::len).sum());
+    for list in rest {
+        ids.extend_from_slice(&list);
+    }
+    IdBuffer::new(ids)
 }
 
 /// Byte-level BPE of a `tokenizer.json`; `abyssal.Tokenizer` is its public face.
@@ -68,11 +99,29 @@ pub(crate) struct Tokenizer {
 
 impl Tokenizer {
     fn ids(&self, py: Python<'_>, text: &str, parse_special: bool) -> Result<Vec<u32>, BindError> {
-        let mut ids = Vec::with_capacity(text.len() / 3);
+        let mut ids = Vec::new();
         encode_with(py, text.len(), |stop| {
             self.inner.encode(text, parse_special, stop, &mut ids)
         })?;
         Ok(ids)
+    }
+
+    fn many(
+        &self,
+        py: Python<'_>,
+        texts: &[PyBackedStr],
+        parse_special: bool,
+        threads: usize,
+    ) -> Result<Vec<Vec<u32>>, BindError> {
+        let texts: Vec<&str> = texts.iter().map(|text| &**text).collect();
+        let length: usize = texts.iter().map(|text| text.len()).sum();
+        let threads = if length < SMALL_BATCH { 1 } else { threads };
+        run(py, || {
+            interruptible(|stop| {
+                let lists = self.inner.encode_many(&texts, parse_special, threads, stop);
+                lists.map_err(|(place, error)| Placed(place, error))
+            })
+        })
     }
 }
 
@@ -92,6 +141,30 @@ impl Tokenizer {
         })
     }
 
+    /// Reads the bytes of a `tiktoken.model`, with the control tokens `(id, content, special)` of its configuration.
+    #[staticmethod]
+    fn from_tiktoken(
+        py: Python<'_>,
+        data: &[u8],
+        controls: Vec<(u32, String, bool)>,
+    ) -> Result<Self, BindError> {
+        run(py, || {
+            Ok(Self {
+                inner: abyssal_tokenizer::Tokenizer::from_tiktoken(data, &controls)?,
+            })
+        })
+    }
+
+    /// Most bytes of memory that a tokenizer's caches take.
+    #[classattr]
+    const CACHE_BYTES: usize = abyssal_tokenizer::CACHE_BYTES;
+
+    /// Bytes of memory that the caches take now.
+    #[getter]
+    fn cache_bytes(&self) -> usize {
+        self.inner.cache_bytes()
+    }
+
     /// The ids of a text.
     #[pyo3(signature = (text, parse_special=true))]
     fn encode(
@@ -105,50 +178,68 @@ impl Tokenizer {
 
     /// The ids of a text as the bytes of an int32 array.
     #[pyo3(signature = (text, parse_special=true))]
-    fn encode_to_buffer<'py>(
+    fn encode_to_buffer(
         &self,
-        py: Python<'py>,
+        py: Python<'_>,
         text: &str,
         parse_special: bool,
-    ) -> Result<Bound<'py, PyByteArray>, BindError> {
-        let ids = self.ids(py, text, parse_special)?;
-        let buffer = PyByteArray::new_with(py, ids.len() * 4, |bytes| {
-            let (words, _) = bytes.as_chunks_mut::<4>();
-            for (word, id) in words.iter_mut().zip(&ids) {
-                *word = id.to_ne_bytes();
-            }
-            Ok(())
-        })?;
-        Ok(buffer)
+    ) -> Result<IdBuffer, BindError> {
+        Ok(IdBuffer::new(self.ids(py, text, parse_special)?))
     }
 
     /// The ids of several texts.
-    #[pyo3(signature = (texts, parse_special=true))]
+    #[pyo3(signature = (texts, parse_special=true, threads=0))]
     fn encode_batch(
         &self,
         py: Python<'_>,
         texts: Vec<PyBackedStr>,
         parse_special: bool,
+        threads: usize,
     ) -> Result<Vec<Vec<u32>>, BindError> {
-        let length = texts.iter().map(|text| text.len()).sum();
-        let mut batch: Vec<Vec<u32>> = Vec::with_capacity(texts.len());
-        encode_with(py, length, |stop| {
-            for text in &texts {
-                let mut ids = Vec::with_capacity(text.len() / 3);
-                if stop() {
-                    return Err(Error::Interrupted);
-                }
-                self.inner.encode(text, parse_special, stop, &mut ids)?;
-                batch.push(ids);
-            }
-            Ok(())
+        self.many(py, &texts, parse_special, threads)
+    }
+
+    /// The ids of several texts as the bytes of an int32 array, and how many each has.
+    #[pyo3(signature = (texts, parse_special=true, threads=0))]
+    fn encode_batch_to_buffer(
+        &self,
+        py: Python<'_>,
+        texts: Vec<PyBackedStr>,
+        parse_special: bool,
+        threads: usize,
+    ) -> Result<(IdBuffer, Vec<usize>), BindError> {
+        let lists = self.many(py, &texts, parse_special, threads)?;
+        let counts = lists.iter().map(Vec::len).collect();
+        Ok((buffer(lists), counts))
+    }
+
+    /// The ids of a file's text as the bytes of an int32 array. The file is mapped, not read.
+    #[pyo3(signature = (path, parse_special=true, threads=0))]
+    fn encode_file_to_buffer(
+        &self,
+        py: Python<'_>,
+        path: PathBuf,
+        parse_special: bool,
+        threads: usize,
+    ) -> Result<IdBuffer, BindError> {
+        let lists = run(py, || {
+            let bytes = FileBytes::open(&path, true).map_err(PyErr::from)?;
+            let text = str::from_utf8(bytes.as_slice()).map_err(|error| {
+                BindError::value_error(format!("byte {} is not UTF-8", error.valid_up_to()))
+            })?;
+            interruptible(|stop| {
+                let lists = self
+                    .inner
+                    .encode_many(&[text], parse_special, threads, stop);
+                lists.map_err(|(_, error)| error)
+            })
         })?;
-        Ok(batch)
+        Ok(buffer(lists))
     }
 
     /// The ids of any bytes; no added token is recognized.
     fn encode_bytes(&self, py: Python<'_>, data: &[u8]) -> Result<Vec<u32>, BindError> {
-        let mut ids = Vec::with_capacity(data.len() / 3);
+        let mut ids = Vec::new();
         encode_with(py, data.len(), |stop| {
             self.inner.encode_bytes(data, stop, &mut ids)
         })?;
@@ -158,7 +249,9 @@ impl Tokenizer {
     /// How many ids a text has.
     #[pyo3(signature = (text, parse_special=true))]
     fn count(&self, py: Python<'_>, text: &str, parse_special: bool) -> Result<usize, BindError> {
-        Ok(self.ids(py, text, parse_special)?.len())
+        encode_with(py, text.len(), |stop| {
+            self.inner.count(text, parse_special, stop)
+        })
     }
 
     /// The text of ids.
@@ -211,6 +304,29 @@ impl Tokenizer {
         self.inner.added_tokens().collect()
     }
 
+    /// An encoder that takes a text in parts.
+    #[pyo3(signature = (parse_special=true))]
+    fn encode_stream(slf: Bound<'_, Self>, parse_special: bool) -> EncodeStream {
+        let inner = abyssal_tokenizer::EncodeStream::new(parse_special);
+        EncodeStream {
+            tokenizer: slf.unbind(),
+            inner: Mutex::new(inner),
+        }
+    }
+
+    /// The ids of a text, and the places in characters where each token's begin and end.
+    #[pyo3(signature = (text, parse_special=true))]
+    fn encode_with_offsets(
+        &self,
+        py: Python<'_>,
+        text: &str,
+        parse_special: bool,
+    ) -> Result<(Vec<u32>, Vec<Place>), BindError> {
+        encode_with(py, text.len(), |stop| {
+            self.inner.encode_with_offsets(text, parse_special, stop)
+        })
+    }
+
     /// A decoder that takes one id at a time.
     #[pyo3(signature = (skip_special=false))]
     fn stream(slf: Bound<'_, Self>, skip_special: bool) -> DecodeStream {
@@ -219,6 +335,36 @@ impl Tokenizer {
             tokenizer: slf.unbind(),
             inner: Mutex::new(inner),
         }
+    }
+}
+
+/// Encodes a text that comes in parts.
+#[pyclass(frozen, module = "abyssal._core")]
+pub(crate) struct EncodeStream {
+    tokenizer: Py<Tokenizer>,
+    inner: Mutex<abyssal_tokenizer::EncodeStream>,
+}
+
+#[pymethods]
+impl EncodeStream {
+    /// Takes the next part and returns the ids that are now certain.
+    fn push(&self, text: &str) -> Result<Vec<u32>, BindError> {
+        guard(|| {
+            let mut ids = Vec::new();
+            let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+            inner.push(&self.tokenizer.get().inner, text, &mut ids)?;
+            Ok(ids)
+        })
+    }
+
+    /// Returns the ids of what still waited, and begins anew.
+    fn finish(&self) -> Result<Vec<u32>, BindError> {
+        guard(|| {
+            let mut ids = Vec::new();
+            let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+            inner.finish(&self.tokenizer.get().inner, &mut ids)?;
+            Ok(ids)
+        })
     }
 }
 

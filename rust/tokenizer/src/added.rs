@@ -30,13 +30,19 @@ impl AddedToken {
     pub(crate) fn is_text(&self) -> bool {
         !self.special && self.content.chars().nth(1).is_none()
     }
+
+    /// Whether it holds white space or takes that around it.
+    pub(crate) fn touches_white_space(&self) -> bool {
+        self.strip_left || self.strip_right || self.content.contains(is_space)
+    }
 }
 
 /// A part of a text, as a search divides it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Part<'a> {
     Text(&'a str),
-    Token(u32),
+    /// Its id, and where its content stands.
+    Token(u32, (usize, usize)),
 }
 
 #[derive(Debug, Default)]
@@ -47,12 +53,46 @@ struct Node {
     token: Option<u32>,
 }
 
+/// The bytes that tokens start with.
+#[derive(Debug)]
+enum Starts {
+    None,
+    One(u8),
+    Two(u8, u8),
+    Three(u8, u8, u8),
+    Many(Box<[bool; 256]>),
+}
+
+impl Starts {
+    fn new(set: &[bool; 256]) -> Self {
+        let bytes: Vec<u8> = (0..=255).filter(|&byte| set[byte as usize]).collect();
+        match bytes[..] {
+            [] => Self::None,
+            [a] => Self::One(a),
+            [a, b] => Self::Two(a, b),
+            [a, b, c] => Self::Three(a, b, c),
+            _ => Self::Many(Box::new(*set)),
+        }
+    }
+
+    /// The place of the first of them.
+    fn find(&self, text: &[u8]) -> Option<usize> {
+        match self {
+            Self::None => None,
+            Self::One(a) => memchr::memchr(*a, text),
+            Self::Two(a, b) => memchr::memchr2(*a, *b, text),
+            Self::Three(a, b, c) => memchr::memchr3(*a, *b, *c, text),
+            Self::Many(set) => text.iter().position(|&byte| set[byte as usize]),
+        }
+    }
+}
+
 /// Finds added tokens: the leftmost match, the longest of those.
 #[derive(Debug)]
 pub(crate) struct Matcher {
     tokens: Vec<AddedToken>,
     nodes: Vec<Node>,
-    starts: [bool; 256],
+    starts: Starts,
 }
 
 impl Matcher {
@@ -81,7 +121,7 @@ impl Matcher {
         Self {
             tokens,
             nodes,
-            starts,
+            starts: Starts::new(&starts),
         }
     }
 
@@ -107,10 +147,7 @@ impl Matcher {
         let bytes = text.as_bytes();
         let mut done = 0;
         let mut at = 0;
-        while let Some(skipped) = bytes[at..]
-            .iter()
-            .position(|&byte| self.starts[byte as usize])
-        {
+        while let Some(skipped) = self.starts.find(&bytes[at..]) {
             at += skipped;
             let Some(token) = self.match_at(bytes, at) else {
                 at += 1;
@@ -118,6 +155,7 @@ impl Matcher {
             };
             let mut start = at;
             at += token.content.len();
+            let place = (start, at);
             if start < done {
                 // It lies in the white space that the token before it has taken.
                 continue;
@@ -132,7 +170,7 @@ impl Matcher {
             if done < start && !emit(Part::Text(&text[done..start])) {
                 return false;
             }
-            if !emit(Part::Token(token.id)) {
+            if !emit(Part::Token(token.id, place)) {
                 return false;
             }
             done = stop;
@@ -156,10 +194,21 @@ mod tests {
         }
     }
 
-    fn split<'a>(tokens: &[AddedToken], text: &'a str) -> Vec<Part<'a>> {
+    /// Texts, and tokens as their id and content.
+    #[derive(Debug, PartialEq)]
+    enum Found<'a> {
+        Text(&'a str),
+        Token(u32, &'a str),
+    }
+    use Found::{Text, Token};
+
+    fn split<'a>(tokens: &[AddedToken], text: &'a str) -> Vec<Found<'a>> {
         let mut parts = Vec::new();
         Matcher::new(tokens.to_vec()).split(text, &mut |part| {
-            parts.push(part);
+            parts.push(match part {
+                Part::Text(text) => Text(text),
+                Part::Token(id, (start, end)) => Token(id, &text[start..end]),
+            });
             true
         });
         parts
@@ -168,9 +217,9 @@ mod tests {
     #[test]
     fn the_leftmost_then_the_longest_token_wins() {
         let tokens = [token(1, "<a"), token(2, "<a>b"), token(3, "a>")];
-        assert_eq!(split(&tokens, "x<a>b"), [Part::Text("x"), Part::Token(2)]);
-        assert_eq!(split(&tokens, "<a>c"), [Part::Token(1), Part::Text(">c")]);
-        assert_eq!(split(&tokens, "<<a"), [Part::Text("<"), Part::Token(1)]);
+        assert_eq!(split(&tokens, "x<a>b"), [Text("x"), Token(2, "<a>b")]);
+        assert_eq!(split(&tokens, "<a>c"), [Token(1, "<a"), Text(">c")]);
+        assert_eq!(split(&tokens, "<<a"), [Text("<"), Token(1, "<a")]);
     }
 
     #[test]
@@ -187,14 +236,17 @@ mod tests {
         assert_eq!(
             split(&tokens, "a \u{3000}<l> b <r>\n c"),
             [
-                Part::Text("a"),
-                Part::Token(1),
-                Part::Text(" b "),
-                Part::Token(2),
-                Part::Text("c")
+                Text("a"),
+                Token(1, "<l>"),
+                Text(" b "),
+                Token(2, "<r>"),
+                Text("c")
             ]
         );
-        assert_eq!(split(&tokens, "<r>  <l>"), [Part::Token(2), Part::Token(1)]);
+        assert_eq!(
+            split(&tokens, "<r>  <l>"),
+            [Token(2, "<r>"), Token(1, "<l>")]
+        );
     }
 
     #[test]

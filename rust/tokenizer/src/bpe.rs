@@ -1,173 +1,247 @@
 //! Merging: the pair of lowest rank first, the leftmost of equals, until no pair has a rank.
+//!
+//! ```text
+//! up to 64 symbols      one array of (rank, place), its minimum found anew for each merge
+//! up to a window        a heap of (rank, place)
+//! longer                windows of the piece, each merged alone and joined where merging cannot cross: linear
+//! ```
+//!
+//! Joining rests on this: a row of tokens is what merging makes of its bytes exactly when any two neighbors are what
+//! merging makes of theirs ([`Merges::stay_apart`]). The end of a window is therefore dropped, the next window starts
+//! at the border before it, and the two tokens that meet there are asked. Where origins are not unique, or the asking
+//! fails too often, the heap does the whole piece in n log n.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::hash::{BuildHasher, RandomState};
 
-/// No token, no rank, no neighbor.
-pub(crate) const NONE: u32 = u32::MAX;
-/// Pieces with more symbols than this go through a heap: the scan's cost grows with the square.
-const SCAN_LIMIT: usize = 96;
+use crate::merges::{Merges, NONE, RANK_BITS};
+
+/// Pieces of more symbols than this go through a heap: the scan's cost grows with the square.
+const SCAN_LIMIT: usize = 64;
+const PLACE_BITS: u32 = SCAN_LIMIT.trailing_zeros();
+const _: () = assert!(RANK_BITS + PLACE_BITS < 32);
+/// Symbols of a window; four times the longest token if that is more.
+const WINDOW: usize = 1024;
+/// How many tokens at the end of a window are dropped.
+const DROPPED: usize = 8;
 /// How many merges of a long piece pass between two looks at the caller's wish to stop.
 const POLL_INTERVAL: usize = 1 << 16;
-
-/// What a pair of tokens merges into.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Merge {
-    /// Place in the list of merges; lower goes first.
-    pub(crate) rank: u32,
-    /// The token that the pair becomes.
-    pub(crate) token: u32,
-}
 
 /// Rank of a pair and place of its left symbol.
 type Candidate = Reverse<(u32, u32)>;
 
-const NO_MERGE: Merge = Merge {
-    rank: NONE,
-    token: NONE,
-};
-
-/// All merges, by pair: an open-addressing table at most half full.
-#[derive(Debug)]
-pub(crate) struct Merges {
-    slots: Vec<(u64, Merge)>,
-    multiplier: u64,
-    shift: u32,
+/// Merges `symbols` in place as far as the list of merges allows; false when `stop` asked to give up.
+///
+/// `longest` is the number of symbols of the longest token; `first` tells the rank of the symbols at a place and behind
+/// it, as `Merges::rank` does.
+pub(crate) fn apply(
+    merges: &Merges,
+    symbols: &mut Vec<u32>,
+    longest: usize,
+    first: impl Fn(&[u32], usize) -> u32,
+    stop: &mut dyn FnMut() -> bool,
+) -> bool {
+    let window = WINDOW.max(longest.saturating_mul(4));
+    if symbols.len() <= SCAN_LIMIT {
+        by_scan(merges, symbols, first);
+        true
+    } else if symbols.len() > window && merges.are_unique() {
+        by_windows(merges, symbols, window, stop)
+    } else {
+        by_heap(merges, symbols, stop)
+    }
 }
 
-/// Marks a free slot: no pair of tokens, for a token is never `NONE`.
-const FREE: u64 = u64::MAX;
-
-impl Merges {
-    /// A table for `count` merges. The hash is drawn anew for each table, so that no file can make its pairs collide.
-    pub(crate) fn with_capacity(count: usize) -> Self {
-        let bits = (count.max(1) * 2).next_power_of_two().trailing_zeros();
-        Self {
-            slots: vec![(FREE, NO_MERGE); 1 << bits],
-            multiplier: RandomState::new().hash_one(count) | 1,
-            shift: 64 - bits,
-        }
+/// The key of a pair of rank `rank` at `place`, or the greatest key without a rank.
+#[inline]
+fn key(rank: u32, place: usize) -> u32 {
+    if rank == NONE {
+        NONE
+    } else {
+        rank << PLACE_BITS | place as u32
     }
+}
 
-    fn home(&self, key: u64) -> usize {
-        // Folding first lets the left token reach the product's high bits as the right one does.
-        ((key ^ (key >> 29)).wrapping_mul(self.multiplier) >> self.shift) as usize
+fn by_scan(merges: &Merges, symbols: &mut Vec<u32>, first: impl Fn(&[u32], usize) -> u32) {
+    let count = symbols.len();
+    if count < 2 {
+        return;
     }
-
-    /// Adds a merge; a later one of the same pair replaces the earlier.
-    pub(crate) fn insert(&mut self, left: u32, right: u32, merge: Merge) {
-        let key = u64::from(left) << 32 | u64::from(right);
-        let mut slot = self.home(key);
-        while self.slots[slot].0 != FREE && self.slots[slot].0 != key {
-            slot = (slot + 1) & (self.slots.len() - 1);
-        }
-        self.slots[slot] = (key, merge);
+    let mut keys = [NONE; SCAN_LIMIT];
+    let mut next = [0_u8; SCAN_LIMIT];
+    let mut previous = [0_u8; SCAN_LIMIT];
+    for place in 0..count {
+        next[place] = (place + 1) as u8;
+        previous[place] = place.wrapping_sub(1) as u8;
     }
-
-    /// The merge of a pair; rank `NONE` when there is none.
-    #[inline]
-    pub(crate) fn get(&self, left: u32, right: u32) -> Merge {
-        let key = u64::from(left) << 32 | u64::from(right);
-        let mut slot = self.home(key);
-        loop {
-            let (found, merge) = self.slots[slot];
-            if found == key {
-                return merge;
+    for (place, slot) in keys[..count - 1].iter_mut().enumerate() {
+        *slot = key(first(symbols, place), place);
+    }
+    let rows = (count - 1).div_ceil(8);
+    let (chunks, _) = keys.as_chunks_mut::<8>();
+    let keys = &mut chunks[..rows];
+    loop {
+        let mut lanes = keys[0];
+        for row in &keys[1..] {
+            for (lane, &other) in lanes.iter_mut().zip(row) {
+                *lane = (*lane).min(other);
             }
-            if found == FREE {
-                return NO_MERGE;
-            }
-            slot = (slot + 1) & (self.slots.len() - 1);
         }
-    }
-
-    /// Merges `symbols` in place as far as the list of merges allows; false when `stop` asked to give up.
-    pub(crate) fn apply(&self, symbols: &mut Vec<u32>, stop: &mut dyn FnMut() -> bool) -> bool {
-        if symbols.len() <= SCAN_LIMIT {
-            self.apply_by_scan(symbols);
-            true
+        let best = lanes.into_iter().fold(NONE, u32::min);
+        if best == NONE {
+            break;
+        }
+        let left = (best as usize) % SCAN_LIMIT;
+        let right = next[left] as usize;
+        let token = merges.made(best >> PLACE_BITS);
+        symbols[left] = token;
+        let after = next[right] as usize;
+        next[left] = after as u8;
+        if right < count - 1 {
+            keys[right / 8][right % 8] = NONE;
+        }
+        if after < count {
+            previous[after] = left as u8;
+            keys[left / 8][left % 8] = key(merges.rank(token, symbols[after]), left);
         } else {
-            self.apply_by_heap(symbols, stop)
+            keys[left / 8][left % 8] = NONE;
+        }
+        if left > 0 {
+            let before = previous[left] as usize;
+            keys[before / 8][before % 8] = key(merges.rank(symbols[before], token), before);
         }
     }
-
-    fn apply_by_scan(&self, symbols: &mut Vec<u32>) {
-        if symbols.len() < 2 {
-            return;
-        }
-        let mut pairs = [NO_MERGE; SCAN_LIMIT];
-        let mut count = symbols.len() - 1;
-        for index in 0..count {
-            pairs[index] = self.get(symbols[index], symbols[index + 1]);
-        }
-        while count > 0 {
-            let mut best = 0;
-            for index in 1..count {
-                if pairs[index].rank < pairs[best].rank {
-                    best = index;
-                }
-            }
-            if pairs[best].rank == NONE {
-                return;
-            }
-            symbols[best] = pairs[best].token;
-            symbols.remove(best + 1);
-            pairs.copy_within(best + 1..count, best);
-            count -= 1;
-            if best > 0 {
-                pairs[best - 1] = self.get(symbols[best - 1], symbols[best]);
-            }
-            if best < count {
-                pairs[best] = self.get(symbols[best], symbols[best + 1]);
-            }
-        }
+    let (mut from, mut to) = (0, 0);
+    while from < count {
+        symbols[to] = symbols[from];
+        from = next[from] as usize;
+        to += 1;
     }
+    symbols.truncate(to);
+}
 
-    fn apply_by_heap(&self, symbols: &mut Vec<u32>, stop: &mut dyn FnMut() -> bool) -> bool {
-        let length = symbols.len();
-        let mut links = Links::new(length);
-        let mut candidates = Vec::with_capacity(length);
-        for index in 0..length - 1 {
-            if index % POLL_INTERVAL == POLL_INTERVAL - 1 && stop() {
-                return false;
-            }
-            candidates.extend(self.candidate(symbols, index, index + 1));
-        }
-        let mut queue = BinaryHeap::from(candidates);
-        let mut popped = 0_usize;
-        while let Some(Reverse((rank, index))) = queue.pop() {
-            popped += 1;
-            if popped.is_multiple_of(POLL_INTERVAL) && stop() {
-                return false;
-            }
-            let (left, right) = (index as usize, links.next[index as usize] as usize);
-            if symbols[left] == NONE || right >= length {
-                continue;
-            }
-            // A rank belongs to one pair, so an entry is stale exactly when another rank stands there by now.
-            let merge = self.get(symbols[left], symbols[right]);
-            if merge.rank != rank {
-                continue;
-            }
-            symbols[left] = merge.token;
-            symbols[right] = NONE;
-            links.remove(right);
-            let (before, after) = (links.previous[left] as usize, links.next[left] as usize);
-            if after < length {
-                queue.extend(self.candidate(symbols, left, after));
-            }
-            if before < length {
-                queue.extend(self.candidate(symbols, before, left));
-            }
-        }
-        symbols.retain(|&symbol| symbol != NONE);
-        true
-    }
-
-    fn candidate(&self, symbols: &[u32], left: usize, right: usize) -> Option<Candidate> {
-        let rank = self.get(symbols[left], symbols[right]).rank;
+fn by_heap(merges: &Merges, symbols: &mut Vec<u32>, stop: &mut dyn FnMut() -> bool) -> bool {
+    let length = symbols.len();
+    let mut links = Links::new(length);
+    let candidate = |symbols: &[u32], left: usize, right: usize| -> Option<Candidate> {
+        let rank = merges.rank(symbols[left], symbols[right]);
         (rank != NONE).then_some(Reverse((rank, left as u32)))
+    };
+    let mut candidates = Vec::with_capacity(length);
+    for index in 0..length.saturating_sub(1) {
+        if index % POLL_INTERVAL == POLL_INTERVAL - 1 && stop() {
+            return false;
+        }
+        candidates.extend(candidate(symbols, index, index + 1));
+    }
+    let mut queue = BinaryHeap::from(candidates);
+    let mut popped = 0_usize;
+    while let Some(Reverse((rank, index))) = queue.pop() {
+        popped += 1;
+        if popped.is_multiple_of(POLL_INTERVAL) && stop() {
+            return false;
+        }
+        let (left, right) = (index as usize, links.next[index as usize] as usize);
+        if symbols[left] == NONE || right >= length {
+            continue;
+        }
+        // A rank belongs to one pair, so an entry is stale exactly when another rank stands there by now.
+        if merges.rank(symbols[left], symbols[right]) != rank {
+            continue;
+        }
+        symbols[left] = merges.made(rank);
+        symbols[right] = NONE;
+        links.remove(right);
+        let (before, after) = (links.previous[left] as usize, links.next[left] as usize);
+        if after < length {
+            queue.extend(candidate(symbols, left, after));
+        }
+        if before < length {
+            queue.extend(candidate(symbols, before, left));
+        }
+    }
+    symbols.retain(|&symbol| symbol != NONE);
+    true
+}
+
+/// As `by_heap`, a window at a time. `window` is at least twice `DROPPED` and the longest token.
+fn by_windows(
+    merges: &Merges,
+    symbols: &mut Vec<u32>,
+    window: usize,
+    stop: &mut dyn FnMut() -> bool,
+) -> bool {
+    let mut done: Vec<u32> = Vec::new();
+    // Where each token of `done` starts in `symbols`.
+    let mut starts: Vec<u32> = Vec::new();
+    let mut ends = Vec::new();
+    let mut part = Vec::with_capacity(window);
+    let mut at = 0;
+    let mut retreats = 0;
+    let mut polled = 0;
+    while at < symbols.len() {
+        if at >= polled + POLL_INTERVAL {
+            polled = at;
+            if stop() {
+                return false;
+            }
+        }
+        let end = symbols.len().min(at + window);
+        part.clear();
+        part.extend_from_slice(&symbols[at..end]);
+        by_heap(merges, &mut part, &mut || false);
+        if let (Some(&last), Some(&first)) = (done.last(), part.first())
+            && !merges.stay_apart(last, first, NONE)
+        {
+            done.pop();
+            at = starts.pop().map_or(0, |start| start as usize);
+            retreats += 1;
+            if retreats > 16 + symbols.len() / 64 {
+                return by_heap(merges, symbols, stop);
+            }
+            continue;
+        }
+        let kept = if end == symbols.len() {
+            part.len()
+        } else {
+            part.len().saturating_sub(DROPPED).max(1)
+        };
+        token_ends(merges, &symbols[at..end], &part[..kept], &mut ends);
+        let mut start = at;
+        for (&token, &width) in part[..kept].iter().zip(&ends) {
+            done.push(token);
+            starts.push(start as u32);
+            start += width as usize;
+        }
+        at = start;
+    }
+    *symbols = done;
+    true
+}
+
+/// How many symbols each of `tokens` covers: its origins are undone until the symbols appear.
+fn token_ends(merges: &Merges, symbols: &[u32], tokens: &[u32], widths: &mut Vec<u32>) {
+    widths.clear();
+    let mut at = 0;
+    let mut stack = Vec::new();
+    for &token in tokens {
+        let start = at;
+        stack.push(token);
+        while let Some(part) = stack.pop() {
+            if symbols.get(at) == Some(&part) {
+                at += 1;
+                continue;
+            }
+            let origin = merges.origin(part);
+            if origin.rank == NONE {
+                // Not reached: each token was made of these symbols.
+                at += 1;
+                continue;
+            }
+            stack.push(origin.right);
+            stack.push(origin.left);
+        }
+        widths.push((at - start) as u32);
     }
 }
 
@@ -204,7 +278,7 @@ mod tests {
     use std::collections::HashMap;
 
     /// The definition: look at all pairs, merge the best, start over.
-    fn naive(merges: &HashMap<(u32, u32), Merge>, symbols: &[u32]) -> Vec<u32> {
+    fn naive(merges: &HashMap<(u32, u32), (u32, u32)>, symbols: &[u32]) -> Vec<u32> {
         let mut symbols = symbols.to_vec();
         loop {
             let best = symbols
@@ -213,7 +287,7 @@ mod tests {
                 .filter_map(|(index, pair)| {
                     merges
                         .get(&(pair[0], pair[1]))
-                        .map(|m| (m.rank, index, m.token))
+                        .map(|&(rank, token)| (rank, index, token))
                 })
                 .min();
             let Some((_, index, token)) = best else {
@@ -223,37 +297,87 @@ mod tests {
         }
     }
 
+    type Definition = HashMap<(u32, u32), (u32, u32)>;
+
+    fn build(triples: &[(u32, u32, u32)]) -> (Merges, Definition) {
+        let mut table = Merges::with_capacity(triples.len(), 512);
+        let mut map = HashMap::new();
+        for (rank, &(left, right, token)) in triples.iter().enumerate() {
+            table.push(left, right, token);
+            map.insert((left, right), (rank as u32, token));
+        }
+        table.finish();
+        (table, map)
+    }
+
     proptest! {
         #[test]
         fn scan_and_heap_equal_the_definition(
             pairs in prop::collection::vec((0u32..24, 0u32..24), 0..80),
-            symbols in prop::collection::vec(0u32..6, 0..200),
+            symbols in prop::collection::vec(0u32..6, 1..200),
         ) {
-            let mut table = Merges::with_capacity(pairs.len());
-            let mut map = HashMap::new();
-            for (rank, &(left, right)) in pairs.iter().enumerate() {
-                let merge = Merge { rank: rank as u32, token: 6 + rank as u32 % 18 };
-                table.insert(left, right, merge);
-                map.insert((left, right), merge);
-            }
+            let triples: Vec<_> = pairs.iter().enumerate()
+                .map(|(rank, &(left, right))| (left, right, 6 + rank as u32 % 18)).collect();
+            let (table, map) = build(&triples);
             let expected = naive(&map, &symbols);
-            let mut by_heap = symbols.clone();
-            if !by_heap.is_empty() {
-                prop_assert!(table.apply_by_heap(&mut by_heap, &mut || false));
-            }
-            prop_assert_eq!(&by_heap, &expected);
+            let mut by_heap_result = symbols.clone();
+            prop_assert!(by_heap(&table, &mut by_heap_result, &mut || false));
+            prop_assert_eq!(&by_heap_result, &expected);
             if symbols.len() <= SCAN_LIMIT {
-                let mut by_scan = symbols;
-                table.apply_by_scan(&mut by_scan);
-                prop_assert_eq!(&by_scan, &expected);
+                let mut by_scan_result = symbols;
+                by_scan(&table, &mut by_scan_result, |symbols, at| {
+                    table.rank(symbols[at], symbols[at + 1])
+                });
+                prop_assert_eq!(&by_scan_result, &expected);
+            }
+        }
+
+        #[test]
+        fn windows_equal_the_definition(
+            // Each merge makes a new token of any two before it, so ranks may lie in any order.
+            pairs in prop::collection::vec((any::<u32>(), any::<u32>()), 0..40),
+            shuffle in any::<u64>(),
+            symbols in prop::collection::vec(0u32..3, 1..400),
+        ) {
+            let mut triples = Vec::new();
+            let mut seen = std::collections::HashSet::new();
+            for (index, &(left, right)) in pairs.iter().enumerate() {
+                let token = 3 + index as u32;
+                let pair = (left % token, right % token);
+                if seen.insert(pair) {
+                    triples.push((pair.0, pair.1, token));
+                }
+            }
+            if shuffle % 2 == 0 && triples.len() > 1 {
+                let length = triples.len();
+                triples.swap((shuffle >> 1) as usize % length, (shuffle >> 20) as usize % length);
+            }
+            let (table, map) = build(&triples);
+            let expected = naive(&map, &symbols);
+            prop_assume!(table.are_unique());
+            for window in [40, 64, 150] {
+                let mut result = symbols.clone();
+                prop_assert!(by_windows(&table, &mut result, window, &mut || false));
+                prop_assert_eq!(&result, &expected, "window {}", window);
             }
         }
     }
 
     #[test]
     fn a_long_piece_stops_when_asked() {
-        let mut table = Merges::with_capacity(1);
-        table.insert(0, 0, Merge { rank: 0, token: 1 });
-        assert!(!table.apply(&mut vec![0; 4 * POLL_INTERVAL], &mut || true));
+        let (table, _) = build(&[(0, 0, 1)]);
+        let unused = |_: &[u32], _| NONE;
+        assert!(!apply(
+            &table,
+            &mut vec![0; 4 * POLL_INTERVAL],
+            2,
+            unused,
+            &mut || true
+        ));
+        assert!(!by_heap(
+            &table,
+            &mut vec![0; 4 * POLL_INTERVAL],
+            &mut || true
+        ));
     }
 }

@@ -34,6 +34,63 @@ pub(crate) fn byte_of(character: char) -> Option<u8> {
     }
 }
 
+/// How a file spells bytes.
+pub(crate) fn name_of(bytes: &[u8]) -> String {
+    let character = |&byte: &u8| {
+        if is_printable(byte) {
+            char::from(byte)
+        } else {
+            let place = UNPRINTABLE.partition_point(|&other| other < byte) as u32;
+            char::from_u32(STAND_INS + place).unwrap_or(char::REPLACEMENT_CHARACTER)
+        }
+    };
+    bytes.iter().map(character).collect()
+}
+
+/// No byte.
+const NOTHING: u16 = u16::MAX;
+
+/// The byte of each character up to the last of the alphabet.
+static BYTES: [u16; STAND_INS as usize + 68] = {
+    let mut bytes = [NOTHING; STAND_INS as usize + 68];
+    let mut byte = 0;
+    while byte < 256 {
+        if is_printable(byte as u8) {
+            bytes[byte] = byte as u16;
+        }
+        byte += 1;
+    }
+    let mut place = 0;
+    while place < 68 {
+        bytes[STAND_INS as usize + place] = unprintable()[place] as u16;
+        place += 1;
+    }
+    bytes
+};
+
+/// Replaces `out` by the bytes that a token's name, which is UTF-8, stands for; false when a character is not of the
+/// alphabet.
+pub(crate) fn spell(name: &[u8], out: &mut Vec<u8>) -> bool {
+    out.clear();
+    let mut rest = name.iter();
+    while let Some(&first) = rest.next() {
+        let point = match first {
+            0..0x80 => first as usize,
+            // All of the alphabet beyond ASCII has two bytes.
+            0xc2..=0xc5 => match rest.next() {
+                Some(&second) => (first as usize & 0x1f) << 6 | second as usize & 0x3f,
+                None => return false,
+            },
+            _ => return false,
+        };
+        match BYTES.get(point) {
+            Some(&byte) if byte != NOTHING => out.push(byte as u8),
+            _ => return false,
+        }
+    }
+    true
+}
+
 /// The bytes that a token stands for; `None` when a character is not of the alphabet.
 pub(crate) fn bytes_of(token: &str) -> Option<Vec<u8>> {
     token.chars().map(byte_of).collect()
@@ -51,6 +108,23 @@ mod tests {
             .collect();
         found.sort_unstable();
         assert_eq!(found, (0..=255).collect::<Vec<u8>>());
+    }
+
+    #[test]
+    fn spelling_says_what_the_characters_say() {
+        let mut out = Vec::new();
+        for character in (0..=0x10_ffff).filter_map(char::from_u32) {
+            let name = format!("a{character}");
+            let expected = bytes_of(&name);
+            let spelled = spell(name.as_bytes(), &mut out);
+            assert_eq!(spelled.then(|| out.clone()), expected, "{character:?}");
+        }
+    }
+
+    #[test]
+    fn names_spell_their_bytes() {
+        let all: Vec<u8> = (0..=255).collect();
+        assert_eq!(bytes_of(&name_of(&all)), Some(all));
     }
 
     #[test]

@@ -42,6 +42,29 @@ pub enum Error {
         /// The later claimant, shortened.
         token: String,
     },
+    /// The vocabulary lists a token twice.
+    DuplicateToken {
+        /// The token, shortened.
+        token: String,
+        /// The two ids.
+        ids: (u32, u32),
+    },
+    /// A line of a `tiktoken.model` is damaged.
+    Line {
+        /// Its number, counted from 1.
+        number: usize,
+        /// What it has to hold.
+        expected: &'static str,
+    },
+    /// A list of the file is too long.
+    TooMany {
+        /// Path of the list.
+        field: &'static str,
+        /// Its length.
+        count: usize,
+        /// The largest length allowed.
+        limit: usize,
+    },
     /// An added token's id is not the one that its place in the file gives it.
     AddedTokenId {
         /// The token, shortened.
@@ -91,13 +114,16 @@ pub enum Error {
         /// The largest id of this tokenizer.
         max: u32,
     },
+    /// Places were asked for in a text that is changed before it is encoded.
+    Composed,
     /// The caller asked to stop.
     Interrupted,
 }
 
 /// The pre-tokenizers that exist here, for messages.
 pub const SUPPORTED: &str = "byte-level BPE with the pre-tokenizer of DeepSeek V3, R1, V3.1, V3.2 and V4; \
-     of DeepSeek LLM, V2 and V2-Lite; or of DeepSeek Coder";
+     of DeepSeek LLM, V2 and V2-Lite; of DeepSeek Coder; of Qwen2, Llama 3 and GLM; \
+     or Moonlight's and Kimi's tiktoken.model";
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -119,6 +145,17 @@ impl fmt::Display for Error {
                     "token id {id} is claimed twice, the second time by {token}"
                 )
             }
+            Self::DuplicateToken { token, ids } => {
+                write!(f, "{token} is listed twice, with the ids {} and {}", ids.0, ids.1)
+            }
+            Self::Line { number, expected } => {
+                write!(f, "line {number} has to hold {expected}")
+            }
+            Self::TooMany {
+                field,
+                count,
+                limit,
+            } => write!(f, "{field} has {count} entries, allowed are {limit}"),
             Self::AddedTokenId {
                 token,
                 declared,
@@ -165,6 +202,9 @@ impl fmt::Display for Error {
                     "token id {id} is not in this tokenizer, whose largest id is {max}"
                 )
             }
+            Self::Composed => f.write_str(
+                "this tokenizer brings the text to normalization form C first, so its tokens have no places in it",
+            ),
             Self::Interrupted => f.write_str("interrupted"),
         }
     }

@@ -1,57 +1,69 @@
 //! From the text of a `tokenizer.json` to checked tables.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::added::{AddedToken, MAX_LENGTH};
-use crate::bpe::{Merge, Merges, NONE};
 use crate::error::{Error, Result, shorten, shorten_json};
+use crate::json::{self, Bounds, Id, List, Model, Pair, Raw};
+use crate::merges::{MAX_MERGES, Merges, NONE};
+use crate::pieces::{Index, Strings};
 use crate::pretokenize::PreTokenizer;
 
 /// Largest token id: tables are indexed by id, so a file must not ask for a table of any size it likes.
 pub(crate) const MAX_ID: u32 = (1 << 22) - 1;
+/// Most added tokens.
+const MAX_ADDED: usize = 1 << 16;
 
 /// The checked content of a tokenizer file.
 #[derive(Debug)]
 pub(crate) struct Parts {
-    /// Token as the file spells it, to id; without the added tokens that the vocabulary lacks.
-    pub(crate) vocabulary: HashMap<Box<str>, u32>,
+    /// Tokens as the file spells them; without the added tokens that the vocabulary lacks.
+    pub(crate) names: Strings,
+    pub(crate) index: Index,
     pub(crate) merges: Merges,
     pub(crate) added: Vec<AddedToken>,
     pub(crate) pre_tokenizer: PreTokenizer,
+    /// A piece that is spelled like a token is that token.
+    pub(crate) ignore_merges: bool,
+    /// Text is brought to normalization form C first.
+    pub(crate) composes: bool,
 }
 
 impl Parts {
     pub(crate) fn from_json(json: &[u8]) -> Result<Self> {
-        let root: Value = serde_json::from_slice(json).map_err(|error| Error::Json {
-            message: error.to_string(),
-        })?;
-        let Value::Object(mut root) = root else {
-            return Err(Error::Field {
-                field: "the file".into(),
-                expected: "a JSON object",
-            });
+        let bounds = Bounds {
+            vocabulary: MAX_ID as usize + 1,
+            merges: MAX_MERGES,
+            added: MAX_ADDED,
         };
-        check_normalizer(root.get("normalizer"))?;
+        let file = json::read(json, bounds)?;
+        let composes = composes(&json::tree("normalizer", file.normalizer)?)?;
         let pre_tokenizer =
-            PreTokenizer::from_json(root.get("pre_tokenizer").unwrap_or(&Value::Null))?;
-        check_decoder(root.get("decoder").unwrap_or(&Value::Null))?;
-        let Some(Value::Object(mut model)) = root.remove("model") else {
-            return Err(Error::Field {
-                field: "model".into(),
-                expected: "an object",
-            });
-        };
-        check_model(&model)?;
-        let vocabulary = read_vocabulary(model.remove("vocab"))?;
-        let merges = read_merges(model.remove("merges"), &vocabulary)?;
-        let added = read_added(root.get("added_tokens"), &vocabulary)?;
+            PreTokenizer::from_json(&json::tree("pre_tokenizer", file.pre_tokenizer)?)?;
+        check_decoder(&json::tree("decoder", file.decoder)?)?;
+        let model = file.model.ok_or(Error::Field {
+            field: "model".into(),
+            expected: "an object",
+        })?;
+        let ignore_merges = check_model(&model)?;
+        let added_count = file
+            .added_tokens
+            .as_ref()
+            .map_or(0, |list| list.entries.len());
+        let (names, index) = read_vocabulary(model.vocabulary, added_count)?;
+        let merges = read_merges(model.merges, &names, &index)?;
+        let added = read_added(file.added_tokens, &names, &index)?;
         Ok(Self {
-            vocabulary,
+            names,
+            index,
             merges,
             added,
             pre_tokenizer,
+            ignore_merges,
+            composes,
         })
     }
 }
@@ -67,15 +79,14 @@ fn kind(value: &Value) -> &str {
     value.get("type").and_then(Value::as_str).unwrap_or("")
 }
 
-/// No normalizer, or a sequence of none.
-fn check_normalizer(value: Option<&Value>) -> Result<()> {
-    let value = value.unwrap_or(&Value::Null);
+/// Whether the normalizer is form C; there may be none, or a sequence of none.
+fn composes(value: &Value) -> Result<bool> {
     let steps = value.get("normalizers").and_then(Value::as_array);
     let empty = kind(value) == "Sequence" && steps.is_some_and(Vec::is_empty);
-    if value.is_null() || empty {
-        Ok(())
-    } else {
-        Err(unsupported("normalizer", value))
+    match kind(value) {
+        "NFC" => Ok(true),
+        _ if value.is_null() || empty => Ok(false),
+        _ => Err(unsupported("normalizer", value)),
     }
 }
 
@@ -87,37 +98,43 @@ fn check_decoder(value: &Value) -> Result<()> {
     }
 }
 
-/// Byte-level BPE and nothing beside it.
-fn check_model(model: &Map<String, Value>) -> Result<()> {
-    let field = |name: &str| model.get(name).unwrap_or(&Value::Null);
-    if field("type").as_str() != Some("BPE") {
-        return Err(unsupported("model.type", field("type")));
+/// Byte-level BPE and nothing beside it; whether a piece that is spelled like a token is that token.
+fn check_model(model: &Model<'_>) -> Result<bool> {
+    let field = |name: &str| {
+        let found = model.fields.iter().find(|(field, _)| field == name);
+        json::tree(&format!("model.{name}"), found.map(|&(_, raw)| raw))
+    };
+    let kind = field("type")?;
+    if kind.as_str() != Some("BPE") {
+        return Err(unsupported("model.type", &kind));
     }
     for name in [
         "unk_token",
         "continuing_subword_prefix",
         "end_of_word_suffix",
     ] {
-        let value = field(name);
+        let value = field(name)?;
         if !value.is_null() && (name == "unk_token" || value.as_str() != Some("")) {
-            return Err(unsupported(format!("model.{name}"), value));
+            return Err(unsupported(format!("model.{name}"), &value));
         }
     }
-    let dropout = field("dropout");
+    let dropout = field("dropout")?;
     if !dropout.is_null() && dropout.as_f64() != Some(0.0) {
-        return Err(unsupported("model.dropout", dropout));
+        return Err(unsupported("model.dropout", &dropout));
     }
-    for name in ["byte_fallback", "ignore_merges"] {
-        let value = field(name);
-        if !value.is_null() && value.as_bool() != Some(false) {
-            return Err(unsupported(format!("model.{name}"), value));
-        }
+    let byte_fallback = field("byte_fallback")?;
+    if !byte_fallback.is_null() && byte_fallback.as_bool() != Some(false) {
+        return Err(unsupported("model.byte_fallback", &byte_fallback));
     }
-    Ok(())
+    match field("ignore_merges")? {
+        Value::Null => Ok(false),
+        Value::Bool(value) => Ok(value),
+        other => Err(unsupported("model.ignore_merges", &other)),
+    }
 }
 
-fn read_id(value: &Value, field: impl FnOnce() -> String) -> Result<u32> {
-    let id = value.as_u64().ok_or_else(|| Error::Field {
+fn checked_id(id: Option<u64>, field: impl FnOnce() -> String) -> Result<u32> {
+    let id = id.ok_or_else(|| Error::Field {
         field: field(),
         expected: "a whole number from 0 on",
     })?;
@@ -127,93 +144,126 @@ fn read_id(value: &Value, field: impl FnOnce() -> String) -> Result<u32> {
     }
 }
 
-fn read_vocabulary(value: Option<Value>) -> Result<HashMap<Box<str>, u32>> {
-    let Some(Value::Object(entries)) = value else {
-        return Err(Error::Field {
-            field: "model.vocab".into(),
-            expected: "an object of ids",
+fn within<T>(list: &List<T>, field: &'static str, limit: usize) -> Result<()> {
+    if list.count > limit {
+        let count = list.count;
+        return Err(Error::TooMany {
+            field,
+            count,
+            limit,
         });
-    };
-    let mut taken = vec![false; MAX_ID as usize + 1];
-    let mut vocabulary = HashMap::with_capacity(entries.len());
-    for (token, id) in entries {
-        let id = read_id(&id, || format!("model.vocab[{}]", shorten(&token)))?;
-        if std::mem::replace(&mut taken[id as usize], true) {
-            return Err(Error::DuplicateId {
-                id,
-                token: shorten(&token),
-            });
-        }
-        vocabulary.insert(token.into_boxed_str(), id);
     }
-    Ok(vocabulary)
+    Ok(())
 }
 
-fn read_merges(value: Option<Value>, vocabulary: &HashMap<Box<str>, u32>) -> Result<Merges> {
-    let Some(Value::Array(entries)) = value else {
-        return Err(Error::Field {
-            field: "model.merges".into(),
-            expected: "an array",
-        });
-    };
-    let mut merges = Merges::with_capacity(entries.len());
+/// `more` is the number of ids that added tokens may take beyond the vocabulary.
+fn read_vocabulary(
+    list: Option<List<(Cow<'_, str>, Id)>>,
+    more: usize,
+) -> Result<(Strings, Index)> {
+    let list = list.filter(|list| !list.wrong).ok_or(Error::Field {
+        field: "model.vocab".into(),
+        expected: "an object of ids",
+    })?;
+    within(&list, "model.vocab", MAX_ID as usize + 1)?;
+    let mut largest = None;
+    let mut bytes = 0;
+    let mut ids = Vec::with_capacity(list.entries.len());
+    for (token, id) in &list.entries {
+        let number = match *id {
+            Id::Number(number) => Some(number),
+            Id::Wrong => None,
+        };
+        let id = checked_id(number, || format!("model.vocab[{}]", shorten(token)))?;
+        largest = largest.max(Some(id));
+        bytes += token.len();
+        ids.push(id);
+    }
+    let mut names = Strings::with_ids(largest.map_or(0, |id| id as usize + 1), bytes);
+    let mut index = Index::with_capacity(list.entries.len() + more);
+    for ((token, _), &id) in list.entries.iter().zip(&ids) {
+        let duplicate = || Error::DuplicateId {
+            id,
+            token: shorten(token),
+        };
+        if names.get(id).is_some() {
+            return Err(duplicate());
+        }
+        if let Some(earlier) = index.get(token.as_bytes(), &names) {
+            return Err(Error::DuplicateToken {
+                token: shorten(token),
+                ids: (earlier, id),
+            });
+        }
+        names.set(id, token.as_bytes());
+        index.insert(id, &names);
+    }
+    Ok((names, index))
+}
+
+fn read_merges(list: Option<List<Pair<'_>>>, names: &Strings, index: &Index) -> Result<Merges> {
+    let list = list.filter(|list| !list.wrong).ok_or(Error::Field {
+        field: "model.merges".into(),
+        expected: "an array",
+    })?;
+    within(&list, "model.merges", MAX_MERGES)?;
+    let mut merges = Merges::with_capacity(list.entries.len(), names.len());
     let mut joined = String::new();
-    for (index, entry) in entries.iter().enumerate() {
+    let mut last = NONE;
+    for (place, entry) in list.entries.iter().enumerate() {
         let pair = match entry {
-            Value::String(pair) => pair
+            Pair::Text(pair) => pair
                 .split_once(' ')
                 .filter(|(_, right)| !right.contains(' ')),
-            Value::Array(pair) => match pair.as_slice() {
-                [Value::String(left), Value::String(right)] => {
-                    Some((left.as_str(), right.as_str()))
-                }
-                _ => None,
-            },
-            _ => None,
+            Pair::Two(left, right) => Some((&**left, &**right)),
+            Pair::Wrong => None,
         };
-        let (left, right) = pair.ok_or(Error::MergeForm { index })?;
+        let (left, right) = pair.ok_or(Error::MergeForm { index: place })?;
         joined.clear();
         joined.push_str(left);
         joined.push_str(right);
         let id = |token: &str| {
             let missing = || Error::MergeToken {
-                index,
+                index: place,
                 token: shorten(token),
             };
-            vocabulary.get(token).copied().ok_or_else(missing)
+            index.get(token.as_bytes(), names).ok_or_else(missing)
         };
-        let token = id(&joined)?;
-        merges.insert(
-            id(left)?,
-            id(right)?,
-            Merge {
-                rank: index as u32,
-                token,
-            },
-        );
+        // Vocabularies list tokens in the order of their merges, so the next id is worth a look.
+        let next = last.wrapping_add(1);
+        let token = match names.get(next) {
+            Some(name) if name == joined.as_bytes() => next,
+            _ => id(&joined)?,
+        };
+        last = token;
+        merges.push(id(left)?, id(right)?, token);
     }
+    merges.finish();
     Ok(merges)
 }
 
 fn read_added(
-    value: Option<&Value>,
-    vocabulary: &HashMap<Box<str>, u32>,
+    list: Option<List<Raw<'_>>>,
+    names: &Strings,
+    index: &Index,
 ) -> Result<Vec<AddedToken>> {
-    let entries = match value {
-        None | Some(Value::Null) => return Ok(Vec::new()),
-        Some(Value::Array(entries)) => entries,
-        Some(_) => {
-            return Err(Error::Field {
-                field: "added_tokens".into(),
-                expected: "an array",
-            });
-        }
+    let Some(list) = list else {
+        return Ok(Vec::new());
     };
-    let mut added: Vec<AddedToken> = Vec::with_capacity(entries.len());
-    let mut ids: HashMap<&str, u32> = HashMap::new();
+    if list.wrong {
+        return Err(Error::Field {
+            field: "added_tokens".into(),
+            expected: "an array",
+        });
+    }
+    within(&list, "added_tokens", MAX_ADDED)?;
+    let vocabulary = names.count();
+    let mut added: Vec<AddedToken> = Vec::with_capacity(list.entries.len());
+    let mut ids: HashMap<String, u32> = HashMap::new();
     let mut largest = NONE;
-    for (index, entry) in entries.iter().enumerate() {
-        let path = |name: &str| format!("added_tokens[{index}].{name}");
+    for (place, &entry) in list.entries.iter().enumerate() {
+        let entry = json::tree("added_tokens", Some(entry))?;
+        let path = |name: &str| format!("added_tokens[{place}].{name}");
         let flag = |name: &str| {
             let value = entry.get(name).and_then(Value::as_bool);
             value.ok_or_else(|| Error::Field {
@@ -228,10 +278,10 @@ fn read_added(
                 field: path("content"),
                 expected: "a string",
             })?;
-        let declared = read_id(entry.get("id").unwrap_or(&Value::Null), || path("id"))?;
+        let declared = checked_id(entry.get("id").and_then(Value::as_u64), || path("id"))?;
         if content.is_empty() || content.len() > MAX_LENGTH {
             return Err(Error::AddedTokenLength {
-                index,
+                index: place,
                 length: content.len(),
                 limit: MAX_LENGTH,
             });
@@ -241,16 +291,15 @@ fn read_added(
         }
         // Hugging Face numbers added tokens by their place: after the vocabulary, each one more than the largest.
         // A file that declares other ids means two things at once.
-        let actual = vocabulary
-            .get(content)
-            .or_else(|| ids.get(content))
-            .copied()
+        let actual = index
+            .get(content.as_bytes(), names)
+            .or_else(|| ids.get(content).copied())
             .unwrap_or({
-                let beyond = largest != NONE && largest as usize >= vocabulary.len();
+                let beyond = largest != NONE && largest as usize >= vocabulary;
                 if beyond {
                     largest + 1
                 } else {
-                    vocabulary.len() as u32
+                    vocabulary as u32
                 }
             });
         if declared != actual {
@@ -271,7 +320,7 @@ fn read_added(
             strip_left: flag("lstrip")?,
             strip_right: flag("rstrip")?,
         };
-        if ids.insert(content, declared).is_some() {
+        if ids.insert(content.into(), declared).is_some() {
             return Err(Error::DuplicateId {
                 id: declared,
                 token: shorten(content),

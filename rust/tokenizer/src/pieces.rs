@@ -2,7 +2,8 @@
 
 use std::hash::{BuildHasher, RandomState};
 
-use crate::bpe::NONE;
+/// A free slot: its id is none that a token has.
+const FREE: u64 = u64::MAX;
 
 /// Byte strings by id, end to end in one allocation.
 #[derive(Debug)]
@@ -13,11 +14,18 @@ pub(crate) struct Strings {
 }
 
 impl Strings {
-    /// Room for the ids below `count`, all absent.
-    pub(crate) fn with_ids(count: usize) -> Self {
+    /// Room for the ids below `count`, all absent, and for `bytes` bytes.
+    pub(crate) fn with_ids(count: usize, bytes: usize) -> Self {
         Self {
-            data: Vec::new(),
+            data: Vec::with_capacity(bytes),
             spans: vec![(1, 0); count],
+        }
+    }
+
+    /// Room for the ids below `count`, those that are there kept.
+    pub(crate) fn extend_ids(&mut self, count: usize) {
+        if count > self.spans.len() {
+            self.spans.resize(count, (1, 0));
         }
     }
 
@@ -33,6 +41,16 @@ impl Strings {
         self.data.get(start as usize..end as usize)
     }
 
+    /// Length of all strings together.
+    pub(crate) fn bytes(&self) -> usize {
+        self.data.len()
+    }
+
+    /// Number of ids, with a string or without.
+    pub(crate) fn len(&self) -> usize {
+        self.spans.len()
+    }
+
     /// Number of strings present.
     pub(crate) fn count(&self) -> usize {
         self.spans
@@ -42,29 +60,29 @@ impl Strings {
     }
 }
 
-/// The tokens that their own bytes encode to, so that a piece equal to one of them needs no merging: an
-/// open-addressing table, at most half full, whose strings lie in a `Strings`.
+/// Ids by string: an open-addressing table, at most half full, whose strings lie in a `Strings`.
 #[derive(Debug)]
-pub(crate) struct Pieces {
-    slots: Vec<u32>,
+pub(crate) struct Index {
+    /// A part of the hash, and the id; `FREE` where there is none.
+    slots: Vec<u64>,
     multiplier: u64,
     shift: u32,
 }
 
-impl Pieces {
+impl Index {
     /// A table for `count` strings. The hash is drawn anew for each table, so that no file can make its strings
     /// collide.
     pub(crate) fn with_capacity(count: usize) -> Self {
         let bits = (count.max(1) * 2).next_power_of_two().trailing_zeros();
         Self {
-            slots: vec![NONE; 1 << bits],
+            slots: vec![FREE; 1 << bits],
             multiplier: RandomState::new().hash_one(count) | 1,
             shift: 64 - bits,
         }
     }
 
     #[inline]
-    fn home(&self, string: &[u8]) -> usize {
+    fn hash(&self, string: &[u8]) -> u64 {
         let mut hash = string.len() as u64;
         let (words, tail) = string.as_chunks::<8>();
         for word in words {
@@ -75,28 +93,31 @@ impl Pieces {
         let mut last = [0; 8];
         last[..tail.len()].copy_from_slice(tail);
         hash = (hash ^ u64::from_le_bytes(last)).wrapping_mul(self.multiplier);
-        ((hash ^ (hash >> 32)).wrapping_mul(self.multiplier) >> self.shift) as usize
+        (hash ^ (hash >> 32)).wrapping_mul(self.multiplier)
     }
 
     /// Adds the string that `strings` has for `id`.
     pub(crate) fn insert(&mut self, id: u32, strings: &Strings) {
-        let mut slot = self.home(strings.get(id).unwrap_or_default());
-        while self.slots[slot] != NONE {
+        let hash = self.hash(strings.get(id).unwrap_or_default());
+        let mut slot = (hash >> self.shift) as usize;
+        while self.slots[slot] != FREE {
             slot = (slot + 1) & (self.slots.len() - 1);
         }
-        self.slots[slot] = id;
+        self.slots[slot] = hash << 32 | u64::from(id);
     }
 
     /// The id of a string.
     #[inline]
     pub(crate) fn get(&self, string: &[u8], strings: &Strings) -> Option<u32> {
-        let mut slot = self.home(string);
+        let hash = self.hash(string);
+        let mut slot = (hash >> self.shift) as usize;
         loop {
-            let id = self.slots[slot];
-            if id == NONE {
+            let found = self.slots[slot];
+            if found == FREE {
                 return None;
             }
-            if strings.get(id) == Some(string) {
+            let id = found as u32;
+            if found >> 32 == hash & u64::from(u32::MAX) && strings.get(id) == Some(string) {
                 return Some(id);
             }
             slot = (slot + 1) & (self.slots.len() - 1);
@@ -117,8 +138,8 @@ mod tests {
             asked in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..3), 0..60),
         ) {
             let present: BTreeSet<Vec<u8>> = present;
-            let mut strings = Strings::with_ids(present.len() + 1);
-            let mut pieces = Pieces::with_capacity(present.len());
+            let mut strings = Strings::with_ids(present.len() + 1, 0);
+            let mut pieces = Index::with_capacity(present.len());
             for (id, string) in present.iter().enumerate() {
                 strings.set(id as u32, string);
                 pieces.insert(id as u32, &strings);

@@ -3,8 +3,10 @@
 
 use serde_json::Value;
 
+use crate::cased::Cased;
+use crate::classic::Classic;
 use crate::error::{Error, Result, shorten_json};
-use crate::modern;
+use crate::modern::Modern;
 use crate::staged::{Set, Staged};
 
 /// The splits of DeepSeek V3 and its successors, as their files spell them.
@@ -15,11 +17,22 @@ const MODERN: [&str; 3] = [
      | ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+",
 ];
 
+/// The one split of Llama 3 and GLM.
+const THREE_DIGITS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// The one split of Qwen2.
+const ONE_DIGIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// The one split of Moonlight and Kimi, whose own files are of another kind, where it is written into a `tokenizer.json`.
+const CASED: &str = r"[\p{Han}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
 /// Cuts a text into the pieces that merging never crosses.
 #[derive(Debug)]
 pub(crate) enum PreTokenizer {
     /// DeepSeek V3, R1, V3.1, V3.2, V4.
-    Modern,
+    Modern(Modern),
+    /// Llama 3, GLM, Qwen2.
+    Classic(Classic),
+    /// Moonlight, Kimi.
+    Cased(Cased),
     /// DeepSeek LLM, V2, V2-Lite and Coder.
     Staged(Box<Staged>),
 }
@@ -55,31 +68,20 @@ impl PreTokenizer {
             .map(|step| isolating_pattern(step).ok_or_else(|| unsupported(step)))
             .collect::<Result<_>>()?;
         if !digits_last && patterns == MODERN {
-            return Ok(Self::Modern);
+            return Ok(Self::Modern(Modern::new()));
+        }
+        if let (false, [pattern]) = (digits_last, &patterns[..]) {
+            match *pattern {
+                THREE_DIGITS => return Ok(Self::Classic(Classic::new(3))),
+                ONE_DIGIT => return Ok(Self::Classic(Classic::new(1))),
+                CASED => return Ok(Self::Cased(Cased::new())),
+                _ => {}
+            }
         }
         let staged = digits_last.then(|| staged_from(&patterns)).flatten();
         staged
             .map(|staged| Self::Staged(Box::new(staged)))
             .ok_or_else(|| unsupported(value))
-    }
-
-    /// Emits the pieces of a stretch from `start` on, at least one, and returns where the stretch ends. `text` is
-    /// UTF-8 and `start` is 0 or what this returned, before the end.
-    #[inline]
-    pub(crate) fn next_stretch(
-        &self,
-        text: &[u8],
-        start: usize,
-        emit: &mut dyn FnMut(&[u8]),
-    ) -> usize {
-        match self {
-            Self::Modern => {
-                let end = modern::next_piece(text, start);
-                emit(&text[start..end]);
-                end
-            }
-            Self::Staged(staged) => staged.next_line(text, start, emit),
-        }
     }
 }
 
@@ -167,7 +169,7 @@ mod tests {
         let modern = sequence(MODERN.iter().map(|pattern| split(pattern)).collect());
         assert!(matches!(
             PreTokenizer::from_json(&modern),
-            Ok(PreTokenizer::Modern)
+            Ok(PreTokenizer::Modern(_))
         ));
         let digits = json!({"type": "Digits", "individual_digits": true});
         let coder = [r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[a-z]+"]

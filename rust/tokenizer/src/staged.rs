@@ -112,7 +112,7 @@ impl Staged {
         &self,
         text: &[u8],
         start: usize,
-        emit: &mut dyn FnMut(&[u8]),
+        emit: &mut impl FnMut(usize, usize),
     ) -> usize {
         let is_line_end = |byte: u8| byte == b'\r' || byte == b'\n';
         let end = if is_line_end(text[start]) {
@@ -125,17 +125,24 @@ impl Staged {
                     .position(|&byte| is_line_end(byte))
                     .unwrap_or(rest.len())
         };
-        self.split(&self.stages, &text[start..end], emit);
+        self.split(&self.stages, &text[..end], start, emit);
         end
     }
 
-    fn split(&self, stages: &[Stage], text: &[u8], emit: &mut dyn FnMut(&[u8])) {
+    /// Splits `text[start..]`.
+    fn split(
+        &self,
+        stages: &[Stage],
+        text: &[u8],
+        start: usize,
+        emit: &mut impl FnMut(usize, usize),
+    ) {
         let Some((&stage, inner)) = stages.split_first() else {
-            emit(text);
+            emit(start, text.len());
             return;
         };
-        let mut gap = 0;
-        let mut at = 0;
+        let mut gap = start;
+        let mut at = start;
         while at < text.len() {
             let (flags, length) = self.table.at(text, at);
             let end = match stage {
@@ -157,14 +164,14 @@ impl Staged {
                 continue;
             }
             if gap < at {
-                self.split(inner, &text[gap..at], emit);
+                self.split(inner, &text[..at], gap, emit);
             }
-            self.split(inner, &text[at..end], emit);
+            self.split(inner, &text[..end], at, emit);
             gap = end;
             at = end;
         }
         if gap < text.len() {
-            self.split(inner, &text[gap..], emit);
+            self.split(inner, text, gap, emit);
         }
     }
 
@@ -199,8 +206,8 @@ mod tests {
         let mut pieces = Vec::new();
         let mut start = 0;
         while start < text.len() {
-            start = staged.next_line(text.as_bytes(), start, &mut |piece| {
-                pieces.push(String::from_utf8_lossy(piece).into_owned());
+            start = staged.next_line(text.as_bytes(), start, &mut |from, to| {
+                pieces.push(text[from..to].to_owned());
             });
         }
         pieces

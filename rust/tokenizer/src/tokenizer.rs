@@ -1,38 +1,44 @@
 //! The tokenizer: tables made once, then read by any number of threads.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
+
+use unicode_normalization_alignments::{IsNormalized, UnicodeNormalization, is_nfc_quick};
 
 use crate::added::{AddedToken, Matcher, Part};
-use crate::bpe::{Merges, NONE};
-use crate::bytelevel::{byte_of, bytes_of};
+use crate::bytelevel::{byte_of, bytes_of, spell};
+use crate::cache::{Cache, Pool};
+use crate::encoder::{Count, Encoder, Ids, Sink};
 use crate::error::{Error, Result, shorten};
 use crate::load::Parts;
-use crate::pieces::{Pieces, Strings};
+use crate::merges::{Merges, NONE};
+use crate::pieces::{Index, Strings};
 use crate::pretokenize::PreTokenizer;
-
-/// Longest token that a whole piece is compared with; longer ones are merged from their bytes.
-const MAX_PIECE: usize = 128;
-/// Longest piece that is merged: its places are counted in 32 bits.
-const MAX_MERGED: usize = (NONE - 1) as usize;
-/// How many bytes pass between two looks at the caller's wish to stop.
-const POLL_INTERVAL: usize = 1 << 16;
+use crate::symbols::Symbols;
+use crate::tiktoken::{self, Control};
+use crate::whole::{LongWhole, Whole};
 
 /// A question asked from time to time during long work: true means stop.
 pub type Stop<'a> = &'a mut dyn FnMut() -> bool;
 
 /// Byte-level BPE as a Hugging Face `tokenizer.json` describes it.
 ///
-/// Immutable after loading, so it may be shared between threads.
+/// Immutable after loading but for its caches, which no two calls share, so it may be shared between threads.
 #[derive(Debug)]
 pub struct Tokenizer {
-    splitter: PreTokenizer,
-    merges: Merges,
-    /// Token of each single byte, or `NONE`.
-    byte_tokens: [u32; 256],
+    pub(crate) splitter: PreTokenizer,
+    pub(crate) merges: Merges,
+    pub(crate) symbols: Symbols,
+    /// Bytes of the longest token.
+    pub(crate) longest: usize,
+    pub(crate) whole: Whole,
+    /// Where a piece that is spelled like a token is that token.
+    long_whole: Option<LongWhole>,
+    /// Text is brought to normalization form C before it is cut.
+    pub(crate) composes: bool,
+    caches: Pool,
     /// Tokens for bytes that the vocabulary lacks and an added token spells in the byte-level alphabet.
     byte_stand_ins: [u32; 256],
-    pieces: Pieces,
-    ids: HashMap<Box<str>, u32>,
+    index: Index,
     names: Strings,
     /// What each token decodes to.
     pub(crate) bytes: Strings,
@@ -40,10 +46,12 @@ pub struct Tokenizer {
     /// Added tokens whose name is text, and whose bytes are not: decoding to text gives the name.
     pub(crate) literal: Vec<bool>,
     /// The two passes over all added tokens.
-    all_added: [Matcher; 2],
+    pub(crate) all_added: [Matcher; 2],
     /// The two passes over those that are text.
-    text_added: [Matcher; 2],
+    pub(crate) text_added: [Matcher; 2],
     added: Vec<AddedToken>,
+    /// No added token holds white space or takes that around it, so a cut beside white space cuts none.
+    pub(crate) may_be_cut: bool,
 }
 
 impl Tokenizer {
@@ -53,42 +61,63 @@ impl Tokenizer {
     /// When it is not JSON, contradicts itself, or describes a tokenizer that this crate does not have
     /// ([`Error::Unsupported`]).
     pub fn from_json(json: &[u8]) -> Result<Self> {
+        Self::from_parts(Parts::from_json(json)?)
+    }
+
+    /// Reads the text of a `tiktoken.model`, as Moonlight and Kimi have it, and adds the control tokens that their
+    /// configuration names.
+    ///
+    /// # Errors
+    /// When a line is damaged, a token is listed twice, or an id is.
+    pub fn from_tiktoken(model: &[u8], controls: &[Control]) -> Result<Self> {
+        Self::from_parts(tiktoken::parts(model, controls)?)
+    }
+
+    fn from_parts(parts: Parts) -> Result<Self> {
         let Parts {
-            vocabulary,
+            mut names,
+            mut index,
             merges,
             added,
             pre_tokenizer,
-        } = Parts::from_json(json)?;
-        let largest = vocabulary
-            .values()
-            .copied()
-            .chain(added.iter().map(|token| token.id))
-            .max();
-        let largest = largest.ok_or(Error::Field {
-            field: "model.vocab".into(),
-            expected: "at least one token",
-        })?;
-        let count = largest as usize + 1;
-        let mut names = Strings::with_ids(count);
-        let mut bytes = Strings::with_ids(count);
+            ignore_merges,
+            composes,
+        } = parts;
+        let largest = added.iter().map(|token| token.id as usize + 1).max();
+        let count = names.len().max(largest.unwrap_or(0));
+        if count == 0 {
+            return Err(Error::Field {
+                field: "model.vocab".into(),
+                expected: "at least one token",
+            });
+        }
+        let vocabulary = names.len();
+        names.extend_ids(count);
+        let mut bytes = Strings::with_ids(count, names.bytes());
         let mut byte_tokens = [NONE; 256];
         let mut byte_stand_ins = [NONE; 256];
-        let mut candidates = Vec::new();
-        for (name, &id) in &vocabulary {
-            names.set(id, name.as_bytes());
-            let Some(spelled) = bytes_of(name) else {
-                bytes.set(id, name.as_bytes());
+        let mut longest = 1;
+        let mut spelled = Vec::new();
+        for id in 0..vocabulary as u32 {
+            let Some(name) = names.get(id) else {
                 continue;
             };
+            if !spell(name, &mut spelled) {
+                bytes.set(id, name);
+                continue;
+            }
             bytes.set(id, &spelled);
+            longest = longest.max(spelled.len());
             if let [byte] = spelled[..] {
                 byte_tokens[byte as usize] = id;
             }
-            if (1..=MAX_PIECE).contains(&spelled.len()) {
-                candidates.push(id);
-            }
         }
-        let mut ids = vocabulary;
+        let symbols = Symbols::new(&byte_tokens, &merges, &bytes);
+        let (whole, long_whole) = if ignore_merges {
+            (Whole::all(&bytes), Some(LongWhole::all(&bytes)))
+        } else {
+            (Whole::new(&merges, &bytes), None)
+        };
         let mut special = vec![false; count];
         let mut literal = vec![false; count];
         for token in &added {
@@ -109,7 +138,7 @@ impl Tokenizer {
             }
             names.set(id, token.content.as_bytes());
             bytes.set(id, spelled.as_deref().unwrap_or(token.content.as_bytes()));
-            ids.insert(token.content.clone().into_boxed_str(), id);
+            index.insert(id, &names);
             let mut characters = token.content.chars();
             if let (Some(only), None) = (characters.next(), characters.next())
                 && let Some(byte) = byte_of(only)
@@ -117,50 +146,26 @@ impl Tokenizer {
                 byte_stand_ins[byte as usize] = id;
             }
         }
-        let passes = |keep: &dyn Fn(&AddedToken) -> bool| {
-            [false, true].map(|normalized| {
-                let kept = added
-                    .iter()
-                    .filter(|token| token.normalized == normalized && keep(token));
-                Matcher::new(kept.cloned().collect())
-            })
-        };
-        let mut tokenizer = Self {
+        Ok(Self {
             splitter: pre_tokenizer,
             merges,
-            byte_tokens,
+            symbols,
+            longest,
+            whole,
+            long_whole,
+            composes,
+            caches: Pool::new(),
             byte_stand_ins,
-            pieces: Pieces::with_capacity(candidates.len()),
-            ids,
+            index,
             names,
             bytes,
             special,
             literal,
-            all_added: passes(&|_| true),
-            text_added: passes(&AddedToken::is_text),
+            all_added: passes(&added, composes, |_| true),
+            text_added: passes(&added, composes, AddedToken::is_text),
+            may_be_cut: !added.iter().any(AddedToken::touches_white_space),
             added,
-        };
-        tokenizer.find_whole_pieces(&candidates);
-        Ok(tokenizer)
-    }
-
-    /// Fills `pieces` with the tokens that merging their own bytes gives back: a vocabulary may hold others.
-    fn find_whole_pieces(&mut self, candidates: &[u32]) {
-        let mut symbols = Vec::new();
-        for &id in candidates {
-            let Some(bytes) = self.bytes.get(id) else {
-                continue;
-            };
-            symbols.clear();
-            symbols.extend(bytes.iter().map(|&byte| self.byte_tokens[byte as usize]));
-            if symbols.contains(&NONE) {
-                continue;
-            }
-            self.merges.apply(&mut symbols, &mut || false);
-            if symbols == [id] {
-                self.pieces.insert(id, &self.bytes);
-            }
-        }
+        })
     }
 
     /// Appends the ids of `text` to `out`.
@@ -179,20 +184,79 @@ impl Tokenizer {
         stop: Stop<'_>,
         out: &mut Vec<u32>,
     ) -> Result<()> {
+        let mut ids = Ids::new(out, text.len());
+        let result = self.encode_into(text, parse_special, stop, &mut ids);
+        ids.finish();
+        result
+    }
+
+    /// How many ids `text` has; none is kept.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn count(&self, text: &str, parse_special: bool, stop: Stop<'_>) -> Result<usize> {
+        let mut count = Count::default();
+        self.encode_into(text, parse_special, stop, &mut count)?;
+        Ok(count.0)
+    }
+
+    fn encode_into(
+        &self,
+        text: &str,
+        parse_special: bool,
+        stop: Stop<'_>,
+        sink: &mut impl Sink,
+    ) -> Result<()> {
         let [first, second] = if parse_special {
             &self.all_added
         } else {
             &self.text_added
         };
-        let mut encoder = Encoder::new(self, stop, out);
-        first.split(text, &mut |part| match part {
-            Part::Token(id) => encoder.token(id),
-            Part::Text(text) => second.split(text, &mut |part| match part {
-                Part::Token(id) => encoder.token(id),
-                Part::Text(text) => encoder.text(text),
-            }),
-        });
-        encoder.result
+        self.with_cache(text.len(), |cache| {
+            let mut encoder = Encoder::new(self, cache, stop, sink);
+            first.split(text, &mut |part| match part {
+                Part::Token(id, _) => encoder.token(id),
+                Part::Text(text) => {
+                    let text = if self.composes {
+                        composed(text)
+                    } else {
+                        text.into()
+                    };
+                    second.split(&text, &mut |part| match part {
+                        Part::Token(id, _) => encoder.token(id),
+                        Part::Text(text) => encoder.text(text),
+                    })
+                }
+            });
+            encoder.finish()
+        })
+    }
+
+    /// Runs `work` with a cache of the pool, or with a very small one where all are lent.
+    pub(crate) fn with_cache<T>(&self, expected: usize, work: impl FnOnce(&mut Cache) -> T) -> T {
+        if let Some(mut lent) = self.caches.lend(expected)
+            && let Some(cache) = &mut *lent
+        {
+            return work(cache);
+        }
+        work(&mut Cache::small())
+    }
+
+    /// The token that a long piece is spelled like, where that is all that counts.
+    pub(crate) fn long_whole(&self, piece: &[u8]) -> Option<u32> {
+        self.long_whole.as_ref()?.get(piece, &self.bytes)
+    }
+
+    /// The token of a byte on its own.
+    pub(crate) fn byte_token(&self, byte: u8) -> Option<u32> {
+        [self.symbols.byte(byte), self.byte_stand_ins[byte as usize]]
+            .into_iter()
+            .find(|&id| id != NONE)
+    }
+
+    /// Bytes of memory that the caches take now, at most [`CACHE_BYTES`](crate::CACHE_BYTES).
+    pub fn cache_bytes(&self) -> usize {
+        self.caches.size()
     }
 
     /// Appends the ids of any bytes to `out`; decoding them gives the same bytes back. No added token is recognized;
@@ -201,12 +265,17 @@ impl Tokenizer {
     /// # Errors
     /// As [`encode`](Self::encode).
     pub fn encode_bytes(&self, bytes: &[u8], stop: Stop<'_>, out: &mut Vec<u32>) -> Result<()> {
-        let mut encoder = Encoder::new(self, stop, out);
-        for chunk in bytes.utf8_chunks() {
-            let _ = encoder.text(chunk.valid())
-                && chunk.invalid().iter().all(|&byte| encoder.byte(byte));
-        }
-        encoder.result
+        let mut ids = Ids::new(out, bytes.len());
+        let result = self.with_cache(bytes.len(), |cache| {
+            let mut encoder = Encoder::new(self, cache, stop, &mut ids);
+            for chunk in bytes.utf8_chunks() {
+                let _ = encoder.text(chunk.valid())
+                    && chunk.invalid().iter().all(|&byte| encoder.byte(byte));
+            }
+            encoder.finish()
+        });
+        ids.finish();
+        result
     }
 
     /// Number of tokens, added ones included.
@@ -221,7 +290,7 @@ impl Tokenizer {
 
     /// The id of a token, spelled as in the file.
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
-        self.ids.get(token).copied()
+        self.index.get(token.as_bytes(), &self.names)
     }
 
     /// A token as the file spells it.
@@ -239,100 +308,31 @@ impl Tokenizer {
     }
 }
 
-/// One call's state. After an error every method returns false and does nothing.
-struct Encoder<'a> {
-    tokenizer: &'a Tokenizer,
-    stop: Stop<'a>,
-    out: &'a mut Vec<u32>,
-    symbols: Vec<u32>,
-    unpolled: usize,
-    result: Result<()>,
+/// The two searches for those of the added tokens that pass: the not normalized, then the others.
+fn passes(
+    added: &[AddedToken],
+    composes: bool,
+    keep: impl Fn(&AddedToken) -> bool,
+) -> [Matcher; 2] {
+    [false, true].map(|normalized| {
+        let kept = added
+            .iter()
+            .filter(|token| token.normalized == normalized && keep(token));
+        let found = kept.cloned().map(|mut token| {
+            if normalized && composes {
+                token.content = composed(&token.content).into_owned();
+            }
+            token
+        });
+        Matcher::new(found.collect())
+    })
 }
 
-impl<'a> Encoder<'a> {
-    fn new(tokenizer: &'a Tokenizer, stop: Stop<'a>, out: &'a mut Vec<u32>) -> Self {
-        Self {
-            tokenizer,
-            stop,
-            out,
-            symbols: Vec::new(),
-            unpolled: 0,
-            result: Ok(()),
-        }
+/// Normalization form C of a text, by the tables of the crate that Hugging Face `tokenizers` uses: they are those of an
+/// older Unicode version, and ids follow them.
+pub(crate) fn composed(text: &str) -> Cow<'_, str> {
+    if text.is_ascii() || is_nfc_quick(text.chars()) == IsNormalized::Yes {
+        return text.into();
     }
-
-    fn token(&mut self, id: u32) -> bool {
-        self.out.push(id);
-        self.poll(1)
-    }
-
-    fn text(&mut self, text: &str) -> bool {
-        let bytes = text.as_bytes();
-        let splitter = &self.tokenizer.splitter;
-        let mut start = 0;
-        while start < bytes.len() && self.result.is_ok() {
-            let end = splitter.next_stretch(bytes, start, &mut |piece| self.piece(piece));
-            self.poll(end - start);
-            start = end;
-        }
-        self.result.is_ok()
-    }
-
-    fn byte(&mut self, byte: u8) -> bool {
-        let tokenizer = self.tokenizer;
-        let tables = [&tokenizer.byte_tokens, &tokenizer.byte_stand_ins];
-        if let Some(id) = tables
-            .map(|table| table[byte as usize])
-            .into_iter()
-            .find(|&id| id != NONE)
-        {
-            return self.token(id);
-        }
-        self.result = Err(Error::MissingByte { byte });
-        false
-    }
-
-    #[inline]
-    fn piece(&mut self, piece: &[u8]) {
-        let tokenizer = self.tokenizer;
-        if let Some(id) = tokenizer.pieces.get(piece, &tokenizer.bytes) {
-            self.out.push(id);
-        } else if self.result.is_ok() {
-            self.merge(piece);
-        }
-    }
-
-    fn merge(&mut self, piece: &[u8]) {
-        let (length, limit) = (piece.len(), MAX_MERGED);
-        if length > limit {
-            self.result = Err(Error::PieceTooLong { length, limit });
-            return;
-        }
-        self.symbols.clear();
-        for &byte in piece {
-            let id = self.tokenizer.byte_tokens[byte as usize];
-            if id == NONE {
-                self.result = Err(Error::MissingByte { byte });
-                return;
-            }
-            self.symbols.push(id);
-        }
-        if self.tokenizer.merges.apply(&mut self.symbols, self.stop) {
-            self.out.extend_from_slice(&self.symbols);
-        } else {
-            self.result = Err(Error::Interrupted);
-        }
-    }
-
-    #[inline]
-    fn poll(&mut self, bytes: usize) -> bool {
-        self.unpolled += bytes;
-        if self.unpolled >= POLL_INTERVAL && self.result.is_ok() {
-            self.unpolled = 0;
-            if (self.stop)() {
-                self.result = Err(Error::Interrupted);
-            }
-        }
-        self.result.is_ok()
-    }
+    text.nfc().map(|(character, _)| character).collect()
 }

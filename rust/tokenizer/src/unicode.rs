@@ -22,6 +22,8 @@ pub(crate) const SPACE: u8 = 6;
 /// `[\r\n]`
 pub(crate) const NEWLINE: u8 = 7;
 
+/// Code points that are looked up directly.
+const LOW: usize = 0x1_0000;
 /// Number of code points, surrogates included.
 pub(crate) const CODE_POINTS: usize = 0x11_0000;
 
@@ -29,6 +31,8 @@ pub(crate) const CODE_POINTS: usize = 0x11_0000;
 #[derive(Debug)]
 pub(crate) struct Table {
     ascii: [u8; 128],
+    /// Below U+10000, where most text is, one read is enough.
+    low: Vec<u8>,
     block_of: Vec<u16>,
     blocks: Vec<[u8; 256]>,
 }
@@ -53,6 +57,7 @@ impl Table {
         ascii.copy_from_slice(&flat[..128]);
         Self {
             ascii,
+            low: flat[..LOW].to_vec(),
             block_of,
             blocks,
         }
@@ -61,7 +66,12 @@ impl Table {
     /// The byte of a code point.
     #[inline]
     pub(crate) fn get(&self, point: u32) -> u8 {
-        self.blocks[self.block_of[(point >> 8) as usize] as usize][(point & 255) as usize]
+        match self.low.get(point as usize) {
+            Some(&value) => value,
+            None => {
+                self.blocks[self.block_of[(point >> 8) as usize] as usize][(point & 255) as usize]
+            }
+        }
     }
 
     /// The byte of the character that starts at `at`, and its length in UTF-8; `at` has to start a character.
@@ -78,7 +88,7 @@ impl Table {
 
 /// The code point at `at` and its length; the text is UTF-8 and the character is not ASCII.
 #[inline]
-fn decode_multibyte(text: &[u8], at: usize) -> (u32, usize) {
+pub(crate) fn decode_multibyte(text: &[u8], at: usize) -> (u32, usize) {
     let tail = |offset: usize| u32::from(text[at + offset] & 0x3f);
     let first = u32::from(text[at]);
     if first < 0xe0 {

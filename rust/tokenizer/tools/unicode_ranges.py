@@ -1,4 +1,4 @@
-"""Write ``src/unicode_ranges.rs``: the character classes that the pre-tokenizers' patterns need.
+"""Write ``src/unicode_ranges.rs`` and ``src/unicode_cases.rs``: the classes that the patterns need.
 
 The classes must be those of the pattern engine inside Hugging Face ``tokenizers``, whose Unicode
 version is its own; so each code point is put to that engine, not to this interpreter.
@@ -21,7 +21,26 @@ PATTERNS = {
     r"[\r\n]": "R",
 }
 SURROGATES = range(0xD800, 0xE000)
-TARGET = Path(__file__).parents[1] / "src" / "unicode_ranges.rs"
+SOURCES = Path(__file__).parents[1] / "src"
+TARGET = SOURCES / "unicode_ranges.rs"
+# The sets of Moonlight's and Kimi's pattern, as bits.
+SETS = {
+    r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]": 1,
+    r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]": 2,
+    r"\p{Han}": 4,
+}
+CASES_HEADER = """\
+//! Sets of letters, as runs: each value holds from its code point to the next entry's. 1: upper
+//! case, title case, modifiers, letters without case and marks; 2: lower case and the same others;
+//! 4: Han, which is in neither.
+//! Written by `tools/unicode_ranges.py` from `tokenizers` {version}; do not edit.
+
+/// `(first code point, sets)`, ascending.
+#[rustfmt::skip]
+pub(crate) static CASES: [(u32, u8); {count}] = [
+{lines}
+];
+"""
 HEADER = """\
 //! Character classes, as runs: each class holds from its code point to the next entry's.
 //! Written by `tools/unicode_ranges.py` from `tokenizers` {version}; do not edit.
@@ -50,21 +69,33 @@ def members(pattern: str) -> set[int]:
     return found
 
 
+def runs(values: list[str]) -> tuple[int, str]:
+    """Return how many runs of equal values there are, and the lines that list them."""
+    starts = [p for p in range(0x110000) if p == 0 or values[p] != values[p - 1]]
+    lines = ["   "]
+    for start in starts:
+        entry = f" ({start:#x}, {values[start]}),"
+        if len(lines[-1]) + len(entry) > 100:
+            lines.append("   ")
+        lines[-1] += entry
+    return len(starts), "\n".join(lines)
+
+
 def main() -> None:
-    """Ask for every code point, merge equal neighbors, write the table."""
+    """Ask for every code point, merge equal neighbors, write the tables."""
     classes = ["O"] * 0x110000
     for pattern, letter in PATTERNS.items():
         for point in members(pattern):
             classes[point] = letter
-    starts = [p for p in range(0x110000) if p == 0 or classes[p] != classes[p - 1]]
-    lines = ["   "]
-    for start in starts:
-        entry = f" ({start:#x}, {classes[start]}),"
-        if len(lines[-1]) + len(entry) > 100:
-            lines.append("   ")
-        lines[-1] += entry
-    text = HEADER.format(version=__version__, count=len(starts), lines="\n".join(lines))
-    TARGET.write_text(text, "utf-8")
+    count, lines = runs(classes)
+    TARGET.write_text(HEADER.format(version=__version__, count=count, lines=lines), "utf-8")
+    sets = [0] * 0x110000
+    for pattern, bit in SETS.items():
+        for point in members(pattern):
+            sets[point] |= bit
+    count, lines = runs([str(value) for value in sets])
+    text = CASES_HEADER.format(version=__version__, count=count, lines=lines)
+    (SOURCES / "unicode_cases.rs").write_text(text, "utf-8")
 
 
 if __name__ == "__main__":
