@@ -7,10 +7,10 @@
 
 use abyssal_benches::{criterion, numbers};
 use abyssal_quant::{
-    Bf16, Element, F16, Layer, Rows, ScaleFormat, Scales, Tier, dequantize_fp8, dequantize_mxfp4,
-    fp8_linear, quantize_fp8, quantize_mxfp4,
+    Bf16, Element, F16, Rows, ScaleFormat, Scales, Tier, dequantize_fp8, dequantize_mxfp4,
+    quantize_fp8, quantize_mxfp4,
 };
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
 const SIZE: usize = 2048;
 const COUNT: usize = SIZE * SIZE;
@@ -112,33 +112,5 @@ fn every_type(c: &mut Criterion) {
     formats::<F16>(c, "f16");
 }
 
-fn multiplied(tier: Tier, x: &[f32], codes: &[u8], scales: &[f32]) -> Vec<f32> {
-    let layer = Layer {
-        rows: SIZE,
-        columns: SIZE,
-        num_threads: 1,
-    };
-    let mut out = vec![0.0; x.len()];
-    fp8_linear(tier, layer, x, codes, Scales::F32(scales), &mut out).unwrap();
-    out
-}
-
-fn linear(c: &mut Criterion) {
-    let (codes, scales) = quantized(Tier::best(), &numbers(COUNT), (128, 128));
-    let mut group = c.benchmark_group("fp8 linear");
-    group.throughput(Throughput::Elements(COUNT as u64));
-    for tier in Tier::available() {
-        for tokens in [1, 16] {
-            let x = numbers(tokens * SIZE);
-            let out = multiplied(tier, &x, &codes, &scales);
-            assert_eq!(out, multiplied(Tier::available()[0], &x, &codes, &scales));
-            group.bench_function(BenchmarkId::new(tier.name(), tokens), |bencher| {
-                bencher.iter(|| multiplied(tier, &x, &codes, &scales));
-            });
-        }
-    }
-    group.finish();
-}
-
-criterion_group!(name = benches; config = criterion(); targets = every_type, linear);
+criterion_group!(name = benches; config = criterion(); targets = every_type);
 criterion_main!(benches);

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from abyssal import chat, kvcache, nn, ops, reference
-    from abyssal._core import OutOfPages, __version__
+    from abyssal._core import OutOfPages, __version__, get_num_threads, set_num_threads
     from abyssal.engine import LLM, CompletionOutput, RequestOutput, SamplingParams
     from abyssal.tokenizer import Tokenizer
 
@@ -30,10 +30,12 @@ _HOMES: dict[str, str | None] = {
     "Tokenizer": "abyssal.tokenizer",
     "__version__": "abyssal._core",
     "chat": None,
+    "get_num_threads": "abyssal._core",
     "kvcache": None,
     "nn": None,
     "ops": None,
     "reference": None,
+    "set_num_threads": "abyssal._core",
 }
 
 __all__ = [
@@ -45,10 +47,12 @@ __all__ = [
     "Tokenizer",
     "__version__",
     "chat",
+    "get_num_threads",
     "kvcache",
     "nn",
     "ops",
     "reference",
+    "set_num_threads",
 ]
 
 

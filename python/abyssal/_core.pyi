@@ -8,6 +8,7 @@ from typing import Any, Final, final
 __all__ = [
     "DecodeStream",
     "EncodeStream",
+    "Experts",
     "IdBuffer",
     "OutOfPages",
     "PageCache",
@@ -20,6 +21,9 @@ __all__ = [
     "fp8_linear",
     "gate_direct",
     "gate_route",
+    "get_num_threads",
+    "kernel_tier",
+    "linear",
     "mla_attention",
     "mxfp4_linear",
     "page_identities",
@@ -31,6 +35,7 @@ __all__ = [
     "route_direct",
     "route_table",
     "save_prefix",
+    "set_num_threads",
     "write_latents",
 ]
 
@@ -121,6 +126,10 @@ def quantize_fp8(
 def dequantize_fp8(codes: object, scales: object, out: object, block: tuple[int, int]) -> None: ...
 def quantize_mxfp4(x: object, codes: object, scales: object) -> None: ...
 def dequantize_mxfp4(codes: object, scales: object, out: object) -> None: ...
+def get_num_threads() -> int: ...
+def set_num_threads(num_threads: int) -> None: ...
+def kernel_tier() -> str: ...
+def linear(x: object, weight: object, out: object, num_threads: int | None = None) -> None: ...
 def fp8_linear(
     x: object, codes: object, scales: object, out: object, num_threads: int | None = None
 ) -> None: ...
@@ -153,6 +162,24 @@ def write_latents(
     eps: float,
     num_threads: int = 1,
 ) -> None: ...
+
+@final
+class Experts:
+    def __new__(
+        cls,
+        experts: Sequence[Sequence[tuple[object, object]]],
+        shared: Sequence[tuple[object, object]] | None = None,
+        num_routes: int | None = None,
+        limit: float | None = None,
+    ) -> Experts: ...
+    def forward(
+        self,
+        x: object,
+        weights: object,
+        indices: object,
+        out: object,
+        num_threads: int | None = None,
+    ) -> None: ...
 
 @final
 class IdBuffer: ...

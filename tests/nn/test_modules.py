@@ -1,11 +1,13 @@
 """Norm, linear layer, router and experts."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3RMSNorm
 
-from abyssal import reference
+from abyssal import ops, reference
 from abyssal.nn import MLP, Linear, MoE, RMSNorm, Router
 
 
@@ -49,6 +51,19 @@ def test_a_packed_layer_multiplies_its_dequantized_weight(packing, shape, genera
     bound = x.abs().double() @ layer.dequantized(torch.float32).abs().double().T * 320 * 2**-24
     assert ((layer(x).double() - want).abs() <= bound + 1e-6).all()
     assert layer(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_a_layer_says_what_multiplies(generator):
+    layer = Linear(6, 4)
+    torch.nn.init.normal_(layer.weight, generator=generator)
+    x = torch.randn(3, 6, generator=generator)
+    assert layer.path(x) == "torch"
+    with torch.no_grad():
+        assert layer.path(x) == "compiled"
+        assert torch.equal(layer(x), ops.linear(x, layer.weight))
+        assert layer.path(x.half()) == layer.path(x.to("meta")) == "torch"
+    layer.set_packed(*reference.quantize_fp8(torch.ones(4, 6), block=(128, 128)))
+    assert layer.path(x) == "compiled"
 
 
 def test_packed_weights_that_do_not_fit_are_refused():
@@ -112,6 +127,61 @@ def test_experts_are_added_as_if_each_token_were_alone(zero_experts, shared, gen
         got, want = moe(x), by_hand(moe, x)
     # The same sums; a product of many rows may group its 16 terms otherwise than one of a row.
     torch.testing.assert_close(got, want, rtol=0, atol=5e-6)
+
+
+def test_experts_are_one_call_where_no_gradient_is_recorded(generator):
+    moe = make_moe(generator)
+    x = torch.randn(5, 16, generator=generator)
+    assert moe.path(x) == moe.shared.path(x) == "torch"
+    recorded = moe(x).detach()
+    with torch.no_grad():
+        assert moe.path(x) == moe.shared.path(x) == "compiled"
+        fused = moe(x)
+        assert moe.path(x.half()) == moe.path(x.to("meta")) == "torch"
+    # Sums of 16 and 12 products of size about 1, added otherwise.
+    torch.testing.assert_close(fused, recorded, rtol=0, atol=5e-6)
+    moe.experts[1].gate.bias = torch.nn.Parameter(torch.ones(12))
+    with torch.no_grad():
+        moe.experts[1].gate.weight = torch.nn.Parameter(moe.experts[1].gate.weight.clone())
+        assert moe.path(x) == "torch"
+
+
+def test_weights_that_change_are_seen(generator):
+    moe = make_moe(generator)
+    x = torch.randn(5, 16, generator=generator)
+    with torch.no_grad():
+        changes = [
+            lambda: moe.experts[0].up.weight.mul_(2),
+            lambda: setattr(moe.shared.down, "weight", torch.nn.Parameter(torch.ones(16, 8))),
+            lambda: moe.load_state_dict(make_moe(generator).state_dict(), assign=True),
+            lambda: (moe.experts.bfloat16(), moe.shared.bfloat16()),
+            lambda: moe.shared.up.set_packed(
+                *reference.quantize_fp8(torch.ones(8, 16), block=(128, 128))
+            ),
+        ]
+        moe(x)
+        for change in changes:
+            change()
+            rows = x.to(moe.experts[0].up.weight.dtype)
+            fresh = copy.deepcopy(moe)
+            assert fresh._held is None
+            assert torch.equal(moe(rows), fresh(rows))
+
+
+@pytest.mark.parametrize("limit", [None, 0.5])
+def test_the_clamp_bounds_gate_and_up(limit, generator):
+    mlp = MLP(16, 12, limit=limit)
+    for weight in mlp.parameters():
+        torch.nn.init.normal_(weight, std=0.5, generator=generator)
+    x = torch.randn(9, 16, generator=generator)
+    opened, other = mlp.gate(x), mlp.up(x)
+    assert opened.max() > 0.5 and other.abs().max() > 0.5
+    if limit is not None:
+        opened, other = opened.clamp(max=0.5), other.clamp(-0.5, 0.5)
+    want = mlp.down(F.silu(opened) * other)
+    assert torch.equal(mlp(x), want)
+    with torch.no_grad():
+        torch.testing.assert_close(mlp(x), want, rtol=0, atol=5e-6)
 
 
 def test_no_tokens_give_no_rows(generator):

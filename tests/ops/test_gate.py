@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import abyssal
 from abyssal import ops, reference
 from abyssal.testing.generators import plain_logits
 from abyssal.testing.numeric import assert_same_bits
@@ -57,11 +58,11 @@ def test_a_row_depends_neither_on_its_neighbors_nor_on_the_threads(generator):
     x = torch.randn(70, 2048, generator=generator)
     weight = torch.randn(65, 2048, generator=generator) * 0.02
     kwargs = dict(top_k=6, scoring="softmax")
-    threads = torch.get_num_threads()
+    threads = abyssal.get_num_threads()
     together = ops.gate_route(x, weight, **kwargs)
     try:
         for count in (1, 2, 3):
-            torch.set_num_threads(count)
+            abyssal.set_num_threads(count)
             again = ops.gate_route(x, weight, **kwargs)
             assert_same_bits(again[0], together[0])
             assert_same_bits(again[1], together[1])
@@ -70,7 +71,7 @@ def test_a_row_depends_neither_on_its_neighbors_nor_on_the_threads(generator):
                 assert_same_bits(alone[0][0], together[0][row])
                 assert_same_bits(alone[1][0], together[1][row])
     finally:
-        torch.set_num_threads(threads)
+        abyssal.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("module", [ops, reference], ids=["ops", "reference"])

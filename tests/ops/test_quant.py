@@ -196,24 +196,6 @@ class TestCorners:
                 ValueError,
                 r"scales has shape \[2, 2\]; it must be \[2, 1\]",
             ),
-            (
-                lambda m: m.fp8_linear(
-                    torch.ones(2, 5),
-                    torch.ones(3, 4).to(torch.float8_e4m3fn),
-                    torch.ones(1, 1),
-                ),
-                ValueError,
-                "x has width 5; the weight has 4 input features",
-            ),
-            (
-                lambda m: m.mxfp4_linear(
-                    torch.ones(2, 32).half(),
-                    torch.zeros(3, 16).byte(),
-                    torch.zeros(3, 1).byte(),
-                ),
-                TypeError,
-                "x is torch.float16",
-            ),
         ],
     )
     def test_a_bad_call_says_what_was_wrong(self, module, call, error, message):

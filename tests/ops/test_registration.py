@@ -49,6 +49,8 @@ def arguments():
         ("dequantize_fp8", (codes, scales, [1, 128], torch.float16)),
         ("quantize_mxfp4", (x,)),
         ("dequantize_mxfp4", (*ops.quantize_mxfp4(x), torch.float32)),
+        ("linear", (x, gate.detach().clone())),
+        ("linear", (gradient, torch.randn(16, 64, requires_grad=True))),
         ("fp8_linear", (x, *fp8_weight())),
         ("fp8_linear", (gradient, *fp8_weight())),
         ("mxfp4_linear", (x, *packed)),

@@ -1,5 +1,7 @@
 """Operations called from several Python threads at once: they share inputs, never outputs."""
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -27,6 +29,7 @@ def operations():
         "dequantize_fp8": lambda: (ops.dequantize_fp8(codes, scales, (128, 128)),),
         "quantize_mxfp4": lambda: ops.quantize_mxfp4(weight),
         "dequantize_mxfp4": lambda: (ops.dequantize_mxfp4(packed, exponents),),
+        "linear": lambda: (ops.linear(x, weight),),
         "fp8_linear": lambda: (ops.fp8_linear(x, codes, scales),),
         "mxfp4_linear": lambda: (ops.mxfp4_linear(x, packed, exponents),),
     }
@@ -63,3 +66,27 @@ def test_threads_write_their_own_rows_of_one_output():
         list(pool.map(part, range(THREADS)))
     assert torch.equal(weights, expected[0])
     assert torch.equal(indices, expected[1])
+
+
+def test_a_forked_child_has_threads_of_its_own():
+    script = """
+import os, sys, torch, abyssal
+from abyssal import ops
+
+abyssal.set_num_threads(2)
+torch.set_num_threads(1)
+packed = ops.quantize_fp8(torch.randn(2048, 1024), (128, 128))
+x = torch.randn(2, 1024)
+expected = ops.fp8_linear(x, *packed)
+for _ in range(3):
+    child = os.fork()
+    same = all(torch.equal(ops.fp8_linear(x, *packed), expected) for _ in range(50))
+    if child == 0:
+        os._exit(0 if same else 1)
+    assert same
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr

@@ -82,11 +82,13 @@ def bench(
         raise ValueError(f"a path, --context and --plot go with {MODEL}, not with {subject}")
     import torch
 
+    from abyssal._core import get_num_threads, set_num_threads
     from abyssal.bench.memory import describe
     from abyssal.bench.rows import record
 
-    before = torch.get_num_threads()
+    before = torch.get_num_threads(), get_num_threads()
     torch.set_num_threads(threads)
+    set_num_threads(threads)
     try:
         machine = describe()
         if subject == MODEL:
@@ -97,7 +99,8 @@ def bench(
             return
         _print_table(machine, _rows(subject))
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(before[0])
+        set_num_threads(before[1])
 
 
 def _rows(subject: str) -> Iterator[Row]:

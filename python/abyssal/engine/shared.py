@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import torch
 
+from abyssal._core import get_num_threads, set_num_threads
 from abyssal.engine.core import EngineCore
 from abyssal.engine.sampling_params import SamplingParams
 from abyssal.engine.sequence import Request
@@ -27,7 +28,7 @@ class SharedCore:
 
     Args:
         core: The engine.
-        num_threads: Threads for torch during a step; None leaves torch's own number.
+        num_threads: Threads for a step; None leaves torch and the compiled operations their own.
     """
 
     def __init__(self, core: EngineCore, num_threads: int | None) -> None:
@@ -100,7 +101,7 @@ class SharedCore:
 
 
 def helpful_threads(model: torch.nn.Module) -> int | None:
-    """Return one thread for a small model, and None (torch's own number) for any other.
+    """Return one thread for a small model, and None (everybody's own number) for any other.
 
     The products of a small model are too short to share: a second thread brings nothing on an idle
     machine, and on a busy one every product waits until it gets its turn.
@@ -111,16 +112,18 @@ def helpful_threads(model: torch.nn.Module) -> int | None:
 
 @contextmanager
 def _threads(number: int | None) -> Iterator[None]:
-    """Give torch ``number`` threads for the length of a block."""
-    before = torch.get_num_threads()
-    if number is None or number == before:
+    """Give torch and the compiled operations ``number`` threads for the length of a block."""
+    before = torch.get_num_threads(), get_num_threads()
+    if number is None or before == (number, number):
         yield
         return
     torch.set_num_threads(number)
+    set_num_threads(number)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(before[0])
+        set_num_threads(before[1])
 
 
 @contextmanager

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import ClassVar, Self
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from abyssal import ops
+from abyssal.reference import formats
 
 
 class Linear(nn.Module):
     """``x @ W.T (+ bias)`` with a plain or a packed weight.
 
     A plain weight is an ordinary parameter and can be trained. A packed weight (``set_packed``) is
-    never expanded as a whole: the product reads the codes where they lie.
+    never expanded as a whole: the product reads the codes where they lie. On a CPU, where no
+    gradient is recorded, every product is the compiled one (``path`` tells), whose rows do not
+    depend on one another; everywhere else a plain weight is torch's affair.
 
     Args:
         in_features: Columns of the weight.
@@ -22,6 +28,9 @@ class Linear(nn.Module):
         dtype: Type of a plain weight.
         device: Where the weight is made.
     """
+
+    #: Counts how often weights were moved (``module.to`` and the like) without being replaced.
+    moves: ClassVar[int] = 0
 
     def __init__(
         self,
@@ -70,6 +79,11 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(codes, requires_grad=False)
         self.scales = scales
 
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        Linear.moves += 1
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
     @property
     def packed(self) -> bool:
         """Whether the weight is FP8 or MXFP4."""
@@ -83,15 +97,34 @@ class Linear(nn.Module):
             return ops.dequantize_mxfp4(self.weight, self.scales, dtype=dtype)
         return ops.dequantize_fp8(self.weight, self.scales, (128, 128), dtype=dtype)
 
+    @property
+    def readable(self) -> bool:
+        """Whether the compiled code can read the weight where it lies."""
+        weight = self.weight
+        known = self.packed or weight.dtype in formats.ACTIVATIONS
+        return known and weight.device.type == "cpu" and weight.is_contiguous()
+
+    def path(self, x: torch.Tensor) -> str:
+        """Name what multiplies ``x``: ``"compiled"`` (this package's code) or ``"torch"``."""
+        if self.scales is None:
+            if torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad):
+                return "torch"
+            if x.dtype not in formats.ACTIVATIONS or not self.readable:
+                return "torch"
+        return "compiled" if x.device.type == "cpu" else "torch"
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Multiply ``x [..., in]`` by the transposed weight.
 
         Returns:
-            ``[..., out]`` in the type of ``x``; packed weights accumulate in f32.
+            ``[..., out]`` in the type of ``x``, accumulated in f32 on the compiled path and for
+            packed weights.
         """
         if self.scales is None:
-            return F.linear(x, self.weight, self.bias)
-        if self.weight.dtype == torch.uint8:
+            if self.path(x) == "torch":
+                return F.linear(x, self.weight, self.bias)
+            y = ops.linear(x, self.weight)
+        elif self.weight.dtype == torch.uint8:
             y = ops.mxfp4_linear(x, self.weight, self.scales)
         else:
             y = ops.fp8_linear(x, self.weight, self.scales)

@@ -9,32 +9,124 @@ from torch import nn
 from abyssal import ops
 from abyssal.nn.linear import Linear
 from abyssal.nn.router import Router
+from abyssal.ops.native import is_direct
+from abyssal.reference.experts import Expert
+from abyssal.reference.formats import ACTIVATIONS
 
 
-class MLP(nn.Module):
+class _Held:
+    """Weights handed over to the compiled code, for as long as their layers keep them.
+
+    Args:
+        routed: The experts to choose from.
+        shared: The expert of every token.
+        num_routes: As for ``ops.Experts``.
+        limit: As for ``ops.Experts``.
+    """
+
+    def __init__(
+        self, routed: list[MLP], shared: MLP | None, num_routes: int | None, limit: float | None
+    ) -> None:
+        mlps = routed if shared is None else [*routed, shared]
+        layers = [layer for mlp in mlps for layer in mlp.parts]
+        self._moves = Linear.moves
+        self._weights = [(layer._parameters, layer.weight) for layer in layers]
+        self.experts: ops.Experts | None = None
+        if all(layer.bias is None and layer.readable for layer in layers):
+            self.experts = ops.Experts(
+                [mlp.weights for mlp in routed],
+                None if shared is None else shared.weights,
+                num_routes=num_routes,
+                limit=limit,
+            )
+
+    @property
+    def valid(self) -> bool:
+        """Whether every layer still has the weight that it had."""
+        return self._moves == Linear.moves and all(
+            parameters["weight"] is weight for parameters, weight in self._weights
+        )
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        """Leave copies of the module to hand their own weights over."""
+        return type(None), ()
+
+
+class FeedForward(nn.Module):
+    """What the dense and the sparse feed-forward part share: one call of the compiled code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._held: _Held | None = None
+
+    def _hold(self) -> _Held:
+        raise NotImplementedError
+
+    def _experts(self, x: torch.Tensor) -> ops.Experts | None:
+        """Return the weights for the compiled code, if that can compute ``x``."""
+        if not is_direct(x) or x.dtype not in ACTIVATIONS:
+            return None
+        if torch.is_grad_enabled() and any(weight.requires_grad for weight in self.parameters()):
+            return None
+        if self._held is None or not self._held.valid:
+            self._held = self._hold()
+        return self._held.experts
+
+    def path(self, x: torch.Tensor) -> str:
+        """Name what computes ``x``: ``"compiled"`` (one call of this package) or ``"torch"``."""
+        return "torch" if self._experts(x) is None else "compiled"
+
+
+class MLP(FeedForward):
     """``down(silu(gate(x)) * up(x))``.
 
     Args:
         hidden_size: Width of a token.
         inner_size: Width of the gate and up projections.
+        limit: Bounds gate from above, and up on both sides; None for no bound.
         dtype: Type of plain weights.
     """
 
     def __init__(
-        self, hidden_size: int, inner_size: int, *, dtype: torch.dtype | None = None
+        self,
+        hidden_size: int,
+        inner_size: int,
+        *,
+        limit: float | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        self.limit = limit
         self.gate = Linear(hidden_size, inner_size, dtype=dtype)
         self.up = Linear(hidden_size, inner_size, dtype=dtype)
         self.down = Linear(inner_size, hidden_size, dtype=dtype)
 
+    @property
+    def parts(self) -> tuple[Linear, Linear, Linear]:
+        """Gate, up and down."""
+        return self.gate, self.up, self.down
+
+    @property
+    def weights(self) -> Expert:
+        """Gate, up and down, each with the scales of a packed weight."""
+        return [(layer.weight, layer.scales) for layer in self.parts]
+
+    def _hold(self) -> _Held:
+        return _Held([], self, None, self.limit)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``x [tokens, hidden_size]`` to the same shape and type."""
-        output: torch.Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
+        experts = self._experts(x)
+        if experts is not None:
+            return experts(x.flatten(0, -2)).view_as(x)
+        opened, other = self.gate(x), self.up(x)
+        if self.limit is not None:
+            opened, other = opened.clamp(max=self.limit), other.clamp(-self.limit, self.limit)
+        output: torch.Tensor = self.down(F.silu(opened) * other)
         return output
 
 
-class MoE(nn.Module):
+class MoE(FeedForward):
     """Routed experts beside a shared one.
 
     Args:
@@ -44,10 +136,12 @@ class MoE(nn.Module):
         hidden_size: Width of a token.
         inner_size: Width of one expert.
         shared_inner_size: Width of the shared expert; 0 for none.
+        limit: As for ``MLP``, for all experts.
         dtype: Type of plain weights.
 
     Guarantees: a token's expert outputs are added in f32 in ascending expert index, the shared
-    expert last, and rounded once to the type of the input.
+    expert last, and rounded once to the type of the input. On a CPU, where no gradient is recorded,
+    all experts are one call (``path`` tells) that reads the weights where they lie.
     """
 
     def __init__(
@@ -58,20 +152,37 @@ class MoE(nn.Module):
         inner_size: int,
         shared_inner_size: int = 0,
         *,
+        limit: float | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.router = router
+        self.limit = limit
         self.experts = nn.ModuleList(
-            MLP(hidden_size, inner_size, dtype=dtype) for _ in range(num_experts)
+            MLP(hidden_size, inner_size, limit=limit, dtype=dtype) for _ in range(num_experts)
         )
         self.shared = (
-            MLP(hidden_size, shared_inner_size, dtype=dtype) if shared_inner_size else None
+            MLP(hidden_size, shared_inner_size, limit=limit, dtype=dtype)
+            if shared_inner_size
+            else None
         )
+
+    def _hold(self) -> _Held:
+        routed = [mlp for mlp in self.experts if isinstance(mlp, MLP)]
+        return _Held(routed, self.shared, self.router.weight.shape[0], self.limit)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``x [tokens, hidden_size]`` to the same shape and type."""
         weights, indices = self.router(x)
+        experts = self._experts(x)
+        if experts is not None:
+            return experts(x, weights, indices)
+        return self._grouped(x, weights, indices)
+
+    def _grouped(
+        self, x: torch.Tensor, weights: torch.Tensor, indices: torch.Tensor
+    ) -> torch.Tensor:
+        """Call each expert with its tokens."""
         num_routes = self.router.weight.shape[0]
         order, offsets = ops.permute(indices, num_routes)
         tokens = order.long() // indices.shape[1]

@@ -6,22 +6,19 @@ the same names.
 
 from . import registration
 from .attention import mla_attention, write_latents
+from .experts import Experts
 from .gate import gate_route
-from .quant import (
-    dequantize_fp8,
-    dequantize_mxfp4,
-    fp8_linear,
-    mxfp4_linear,
-    quantize_fp8,
-    quantize_mxfp4,
-)
+from .products import fp8_linear, linear, mxfp4_linear
+from .quant import dequantize_fp8, dequantize_mxfp4, quantize_fp8, quantize_mxfp4
 from .routing import permute, route, route_table
 
 __all__ = [
+    "Experts",
     "dequantize_fp8",
     "dequantize_mxfp4",
     "fp8_linear",
     "gate_route",
+    "linear",
     "mla_attention",
     "mxfp4_linear",
     "permute",

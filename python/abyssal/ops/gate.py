@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from abyssal._core import gate_direct
+from abyssal._core import gate_direct, get_num_threads
 from abyssal.reference.checks import check_gate
 
 from .native import core, is_direct, plain
@@ -69,7 +69,7 @@ def gate_route(
     if not is_compiling():
         # The usual call, checked where it runs; everything else is looked at below.
         rule = (top_k, scoring, *selection, normalize, scale)
-        direct = gate_direct(x, weight, *rule, out, load, logits, torch.get_num_threads())
+        direct = gate_direct(x, weight, *rule, out, load, logits, get_num_threads())
         if direct is not None:
             return direct
     check_gate(x, weight, top_k, scoring, selection, out, load, logits)
@@ -97,7 +97,7 @@ def gate_route(
         scale=scale,
         load=counter,
         logits=place,
-        num_threads=torch.get_num_threads(),
+        num_threads=get_num_threads(),
     )
     add(load, counter)
     if logits is not None and place is not None and place is not logits:

@@ -4,7 +4,6 @@ The work is done by the Rust crate ``abyssal-quant``; ``abyssal.reference.quant`
 plain PyTorch, bit for bit where nothing is summed.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -227,71 +226,3 @@ def dequantize_mxfp4(
     packed, exponents = _rows(codes).view(torch.uint8), scales.contiguous().view(torch.uint8)
     core().dequantize_mxfp4(packed, exponents, result)
     return formats.deliver_one(result, out)
-
-
-def _product_shape(x: Tensor, out_features: int) -> tuple[Tensor, Tensor]:
-    """Return the activation as a matrix, and a matrix for the product."""
-    matrix = plain(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]))
-    return matrix, torch.empty(matrix.shape[0], out_features, dtype=x.dtype)
-
-
-def fp8_linear(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
-    """Return ``x @ W.T`` for a weight in FP8 blocks of 128 x 128, which stays packed.
-
-    Args:
-        x: ``[..., in_features]`` float32 or bfloat16.
-        codes: ``[out_features, in_features]`` ``torch.float8_e4m3fn``.
-        scales: ``[ceil(out_features / 128), ceil(in_features / 128)]`` float32 or
-            ``torch.float8_e8m0fnu``.
-
-    Returns:
-        ``[..., out_features]`` in x's dtype.
-
-    Raises:
-        TypeError: a wrong dtype.
-        ValueError: shapes that do not fit together.
-
-    Guarantees: accumulated in float32, in an order that follows from ``in_features`` alone, so a
-    row's bits depend neither on the other rows nor on the number of threads
-    (``torch.get_num_threads()`` at most); rounded once to x's dtype. Differentiable with respect
-    to ``x``.
-
-    Source: DeepSeek-V3 report, section 3.3, with activations left as they are.
-    """
-    formats.check_fp8_linear(x, codes, scales)
-    if not is_direct(x):
-        product: Tensor = torch.ops.abyssal.fp8_linear(x, codes, scales)
-        return product
-    matrix, out = _product_shape(x, codes.shape[0])
-    weight = (codes.contiguous(), plain(scales))
-    core().fp8_linear(matrix, *weight, out, torch.get_num_threads())
-    return out.view(*x.shape[:-1], codes.shape[0])
-
-
-def mxfp4_linear(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
-    """Return ``x @ W.T`` for a weight in MXFP4, which stays packed.
-
-    Args:
-        x: ``[..., in_features]`` float32 or bfloat16.
-        codes: ``[out_features, in_features / 2]`` uint8 or int8.
-        scales: ``[out_features, in_features / 32]`` uint8 or ``torch.float8_e8m0fnu``.
-
-    Returns:
-        ``[..., out_features]`` in x's dtype.
-
-    Raises:
-        TypeError: a wrong dtype.
-        ValueError: shapes that do not fit together.
-
-    Guarantees: as ``fp8_linear``.
-
-    Source: Open Compute Project, Microscaling Formats 1.0.
-    """
-    formats.check_mxfp4_linear(x, codes, scales)
-    if not is_direct(x):
-        product: Tensor = torch.ops.abyssal.mxfp4_linear(x, codes, scales)
-        return product
-    matrix, out = _product_shape(x, codes.shape[0])
-    weight = (codes.contiguous().view(torch.uint8), scales.contiguous().view(torch.uint8))
-    core().mxfp4_linear(matrix, *weight, out, torch.get_num_threads())
-    return out.view(*x.shape[:-1], codes.shape[0])

@@ -14,7 +14,7 @@ from abyssal import reference
 from abyssal.reference import formats
 from abyssal.reference.routing import expert_weights
 
-from . import attention, gate, quant, routing
+from . import attention, gate, products, quant, routing
 
 _SCHEMAS = {
     "route": "(Tensor logits, int top_k, str scoring, Tensor? correction_bias=None,"
@@ -31,6 +31,7 @@ _SCHEMAS = {
     " ScalarType dtype=bfloat16) -> Tensor",
     "quantize_mxfp4": "(Tensor x) -> (Tensor, Tensor)",
     "dequantize_mxfp4": "(Tensor codes, Tensor scales, ScalarType dtype=bfloat16) -> Tensor",
+    "linear": "(Tensor x, Tensor weight) -> Tensor",
     "fp8_linear": "(Tensor x, Tensor codes, Tensor scales) -> Tensor",
     "mxfp4_linear": "(Tensor x, Tensor codes, Tensor scales) -> Tensor",
     "mla_attention": "(Tensor query, Tensor cos, Tensor sin, Tensor cache, Tensor spans,"
@@ -158,8 +159,8 @@ def _fake_dequantize_mxfp4(
     return codes.new_empty((*leading, half * 2), dtype=dtype)
 
 
-def _fake_linear(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
-    return x.new_empty((*x.shape[:-1], codes.shape[0]))
+def _fake_linear(x: Tensor, weight: Tensor, *_: object) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
 def _fake_attention(query: Tensor, cos: Tensor, *others: Any) -> Tensor:  # noqa: ANN401
@@ -181,6 +182,7 @@ _FAKES: dict[str, Operation] = {
     "dequantize_fp8": _fake_dequantize_fp8,
     "quantize_mxfp4": _fake_quantize_mxfp4,
     "dequantize_mxfp4": _fake_dequantize_mxfp4,
+    "linear": _fake_linear,
     "fp8_linear": _fake_linear,
     "mxfp4_linear": _fake_linear,
     "mla_attention": _fake_attention,
@@ -234,6 +236,18 @@ def _gate_backward(ctx: _Context, gradient: Tensor, *_: object) -> tuple[Tensor 
     return by_x.to(x.dtype), by_weight.to(weight.dtype), *(None,) * ctx.rest
 
 
+def _save_both(ctx: _Context, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _linear_backward(ctx: _Context, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    x, weight = ctx.saved_tensors
+    wide = gradient.to(torch.float32)
+    by_x = wide @ weight.to(torch.float32)
+    by_weight = wide.flatten(0, -2).T @ x.flatten(0, -2).to(torch.float32)
+    return by_x.to(x.dtype), by_weight.to(weight.dtype)
+
+
 def _save_weight(ctx: _Context, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[1:])
 
@@ -254,6 +268,7 @@ _GRADIENTS: dict[str, tuple[Operation, Operation]] = {
     "route": (_route_backward, _save_routing),
     "route_table": (_route_backward, _save_routing),
     "gate_route": (_gate_backward, _save_gate),
+    "linear": (_linear_backward, _save_both),
     "fp8_linear": (_fp8_backward, _save_weight),
     "mxfp4_linear": (_mxfp4_backward, _save_weight),
 }
@@ -264,7 +279,8 @@ def _register() -> Any:  # noqa: ANN401 -- torch's class has no annotations
     library = make("abyssal", "DEF")
     for name, schema in _SCHEMAS.items():
         library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-        home = next(module for module in (routing, gate, quant, attention) if hasattr(module, name))
+        homes = (routing, gate, products, quant, attention)
+        home = next(module for module in homes if hasattr(module, name))
         both: list[Operation] = [getattr(home, name), getattr(reference, name)]
         if name == "gate_route":
             both = [_with_logits(function) for function in both]

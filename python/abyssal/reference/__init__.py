@@ -4,24 +4,21 @@ Nothing here calls compiled code of this package.
 """
 
 from .attention import mla_attention, write_latents
+from .experts import expert_output
 from .gate import gate_logits, gate_route
-from .quant import (
-    dequantize_fp8,
-    dequantize_mxfp4,
-    fp8_linear,
-    mxfp4_linear,
-    quantize_fp8,
-    quantize_mxfp4,
-)
+from .products import fp8_linear, linear, mxfp4_linear
+from .quant import dequantize_fp8, dequantize_mxfp4, quantize_fp8, quantize_mxfp4
 from .routing import permute, route, route_table
 from .scores import router_scores
 
 __all__ = [
     "dequantize_fp8",
     "dequantize_mxfp4",
+    "expert_output",
     "fp8_linear",
     "gate_logits",
     "gate_route",
+    "linear",
     "mla_attention",
     "mxfp4_linear",
     "permute",

@@ -80,6 +80,15 @@ def _check_activations(x: Tensor, in_features: int) -> None:
         raise ValueError(f"x has width {width}; the weight has {in_features} input features")
 
 
+def check_linear(x: Tensor, weight: Tensor) -> None:
+    """Check the arguments of ``linear``."""
+    check_rank("weight", weight, 2)
+    check_dtype("weight", weight, ACTIVATIONS)
+    if weight.shape[1] == 0:
+        raise ValueError("the weight has 0 columns; at least 1 is needed")
+    _check_activations(x, weight.shape[1])
+
+
 def check_fp8_linear(x: Tensor, codes: Tensor, scales: Tensor) -> None:
     """Check the arguments of ``fp8_linear``."""
     check_rank("codes", codes, 2)

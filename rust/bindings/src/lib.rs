@@ -12,9 +12,11 @@ use crate::error::BindError;
 mod dlpack;
 mod dtype;
 mod error;
+mod experts;
 mod gate;
 mod integers;
 mod kvcache;
+mod linear;
 mod map;
 mod mla;
 mod quant;
@@ -62,17 +64,22 @@ mod _core {
     #[pymodule_export]
     use crate::error::OutOfPages;
     #[pymodule_export]
+    use crate::experts::Experts;
+    #[pymodule_export]
     use crate::gate::{gate_direct, gate_route};
     #[pymodule_export]
     use crate::kvcache::PageCache;
+    #[pymodule_export]
+    use crate::linear::{
+        fp8_linear, get_num_threads, kernel_tier, linear, mxfp4_linear, set_num_threads,
+    };
     #[pymodule_export]
     use crate::map::IdBuffer;
     #[pymodule_export]
     use crate::mla::{mla_attention, write_latents};
     #[pymodule_export]
     use crate::quant::{
-        dequantize_fp8, dequantize_mxfp4, fp8_linear, mxfp4_linear, prefer_large_pages,
-        quantize_fp8, quantize_mxfp4,
+        dequantize_fp8, dequantize_mxfp4, prefer_large_pages, quantize_fp8, quantize_mxfp4,
     };
     #[pymodule_export]
     use crate::routing::{permute, route, route_direct, route_table};

@@ -4,19 +4,17 @@
     reason = "arguments are extracted by value"
 )]
 
-use abyssal_quant::{self as quant, Bf16, Error, F16, Layer, Rows, ScaleFormat, Scales, Tier};
+use abyssal_quant::{self as quant, Bf16, Error, F16, Rows, ScaleFormat, Scales, Tier};
 use pyo3::prelude::*;
 
 use crate::dtype::{Dtype, Element};
 use crate::error::BindError;
-use crate::routing::matrix;
 use crate::tensor::{Tensor, reject_overlap};
 use crate::{guard, run};
 
 /// Below this many elements a call is shorter than releasing the interpreter is worth.
 const SHORT: usize = 4096;
 const FLOATS: [Dtype; 3] = [Dtype::F32, Dtype::BF16, Dtype::F16];
-const ACTIVATIONS: [Dtype; 2] = [Dtype::F32, Dtype::BF16];
 
 impl From<Error> for BindError {
     fn from(error: Error) -> Self {
@@ -38,7 +36,7 @@ fn execute(
 }
 
 /// Scales as float32 or as e8m0 exponents.
-fn scales_from<'a>(scales: &'a Tensor<'_>) -> Result<Scales<'a>, BindError> {
+pub(crate) fn scales_from<'a>(scales: &'a Tensor<'_>) -> Result<Scales<'a>, BindError> {
     match scales.expect_dtype("scales", &[Dtype::F32, Dtype::F8E8M0])? {
         Dtype::F32 => Ok(Scales::F32(scales.as_slice("scales")?)),
         _ => Ok(Scales::E8m0(scales.as_slice("scales")?)),
@@ -117,7 +115,7 @@ fn with_columns(tensor: &Tensor<'_>, block_rows: usize, columns: usize) -> Vec<u
 }
 
 /// Refuses a block without elements before its sizes divide anything, then compares shapes.
-fn check_scales(
+pub(crate) fn check_scales(
     scales: &Tensor<'_>,
     tensor: &Tensor<'_>,
     (block_rows, block_columns): (usize, usize),
@@ -271,99 +269,5 @@ pub(crate) fn dequantize_mxfp4(
         Dtype::F32 => call!(out.as_mut_slice::<f32>("out")?),
         Dtype::BF16 => call!(Bf16::from_bits_mut(out.as_mut_slice("out")?)),
         _ => call!(F16::from_bits_mut(out.as_mut_slice("out")?)),
-    }
-}
-
-/// The layer's sizes, from the shapes of activation, weight and output.
-fn layer_from(
-    x: &Tensor<'_>,
-    (rows, columns): (usize, usize),
-    out: &Tensor<'_>,
-    num_threads: Option<usize>,
-) -> Result<Layer, BindError> {
-    let (tokens, _) = matrix("x", x)?;
-    x.expect_shape("x", &[tokens, columns])?;
-    out.expect_shape("out", &[tokens, rows])?;
-    out.expect_dtype("out", &[x.expect_dtype("x", &ACTIVATIONS)?])?;
-    let num_threads = num_threads
-        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
-    Ok(Layer {
-        rows,
-        columns,
-        num_threads,
-    })
-}
-
-/// Multiplies by a weight in FP8 blocks of 128 x 128.
-#[pyfunction]
-#[pyo3(signature = (x, codes, scales, out, num_threads=None))]
-pub(crate) fn fp8_linear(
-    py: Python<'_>,
-    x: Tensor<'_>,
-    codes: Tensor<'_>,
-    scales: Tensor<'_>,
-    mut out: Tensor<'_>,
-    num_threads: Option<usize>,
-) -> Result<(), BindError> {
-    codes.expect_dtype("codes", &[Dtype::F8E4M3])?;
-    let sizes = matrix("codes", &codes)?;
-    check_scales(&scales, &codes, (128, 128))?;
-    let layer = layer_from(&x, sizes, &out, num_threads)?;
-    reject_overlap(
-        &[("out", &out)],
-        &[("x", &x), ("codes", &codes), ("scales", &scales)],
-    )?;
-    let scales = scales_from(&scales)?;
-    let codes: &[u8] = codes.as_slice("codes")?;
-    let tier = Tier::best();
-    if out.dtype() == Dtype::F32 {
-        let x: &[f32] = x.as_slice("x")?;
-        let out = out.as_mut_slice("out")?;
-        execute(py, codes.len(), || {
-            quant::fp8_linear(tier, layer, x, codes, scales, out)
-        })
-    } else {
-        let x = Bf16::from_bits(x.as_slice("x")?);
-        let out = Bf16::from_bits_mut(out.as_mut_slice("out")?);
-        execute(py, codes.len(), || {
-            quant::fp8_linear(tier, layer, x, codes, scales, out)
-        })
-    }
-}
-
-/// Multiplies by a weight in MXFP4.
-#[pyfunction]
-#[pyo3(signature = (x, codes, scales, out, num_threads=None))]
-pub(crate) fn mxfp4_linear(
-    py: Python<'_>,
-    x: Tensor<'_>,
-    codes: Tensor<'_>,
-    scales: Tensor<'_>,
-    mut out: Tensor<'_>,
-    num_threads: Option<usize>,
-) -> Result<(), BindError> {
-    let (rows, half) = matrix("codes", &codes)?;
-    let columns = half * 2;
-    scales.expect_shape("scales", &[rows, columns / 32])?;
-    let layer = layer_from(&x, (rows, columns), &out, num_threads)?;
-    reject_overlap(
-        &[("out", &out)],
-        &[("x", &x), ("codes", &codes), ("scales", &scales)],
-    )?;
-    let codes: &[u8] = codes.as_slice("codes")?;
-    let scales: &[u8] = scales.as_slice("scales")?;
-    let tier = Tier::best();
-    if out.dtype() == Dtype::F32 {
-        let x: &[f32] = x.as_slice("x")?;
-        let out = out.as_mut_slice("out")?;
-        execute(py, codes.len(), || {
-            quant::mxfp4_linear(tier, layer, x, codes, scales, out)
-        })
-    } else {
-        let x = Bf16::from_bits(x.as_slice("x")?);
-        let out = Bf16::from_bits_mut(out.as_mut_slice("out")?);
-        execute(py, codes.len(), || {
-            quant::mxfp4_linear(tier, layer, x, codes, scales, out)
-        })
     }
 }

@@ -423,6 +423,74 @@ impl Tensor<'_> {
     }
 }
 
+/// A contiguous torch tensor whose memory stays for as long as this does.
+///
+/// It holds an alias of its own, so that the memory stays whatever becomes of the object that was given, and later
+/// changes of the numbers are seen. As with torch's own aliases, resizing the storage under it breaks it.
+pub(crate) struct Held {
+    _alias: Py<PyAny>,
+    data: *const u8,
+    dtype: Dtype,
+    len: usize,
+    extent: (usize, usize),
+}
+
+// SAFETY: the memory is only read, and belongs to the alias, which any thread may hold and let go.
+unsafe impl Send for Held {}
+// SAFETY: as above.
+unsafe impl Sync for Held {}
+
+impl Held {
+    /// Keeps a tensor whose elements are `T`s.
+    ///
+    /// # Errors
+    /// What is no torch tensor in CPU memory, not contiguous, or of other elements.
+    pub(crate) fn new<T: Element>(
+        name: &str,
+        object: &Bound<'_, PyAny>,
+    ) -> Result<Self, BindError> {
+        let given: Tensor<'_> = object.extract()?;
+        if !matches!(given.owner, Owner::Torch(_)) {
+            return Err(BindError::type_error(format!(
+                "{name}: expected a torch.Tensor"
+            )));
+        }
+        let alias = object.call_method0(pyo3::intern!(object.py(), "detach"))?;
+        let tensor: Tensor<'_> = alias.extract()?;
+        let data = tensor.checked_pointer::<T>(name)?;
+        Ok(Self {
+            data: data.cast_const().cast(),
+            dtype: tensor.dtype(),
+            len: tensor.len(),
+            extent: tensor.extent(),
+            _alias: alias.unbind(),
+        })
+    }
+
+    /// The element type.
+    pub(crate) fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// The elements, row after row; none if their type is another one.
+    pub(crate) fn as_slice<T: Element>(&self) -> &[T] {
+        if !T::DTYPES.contains(&self.dtype) {
+            debug_assert!(false, "held as another type");
+            return &[];
+        }
+        let data = self.data.cast::<T>();
+        // SAFETY: `new` established contiguity, alignment for the type's elements and a pointer to so many of them; the
+        // alias keeps them, and `T` has no invalid bit patterns.
+        unsafe { std::slice::from_raw_parts(data, self.len) }
+    }
+
+    /// Whether an output lies in this memory.
+    pub(crate) fn overlaps(&self, output: &Tensor<'_>) -> bool {
+        let (start, end) = output.extent();
+        start < self.extent.1 && self.extent.0 < end
+    }
+}
+
 fn checked_ndim(ndim: usize) -> PyResult<usize> {
     if ndim <= MAX_DIMS {
         return Ok(ndim);

@@ -9,6 +9,8 @@ use abyssal_quant::{Element, Scales};
 
 use crate::lanes::{Lanes, Packing};
 use crate::matrix::FP8_BLOCK;
+use crate::memory::Aligned;
+use crate::tier::{Kind, Tier};
 
 /// What scaled FP8 activations are multiplied by; with codes worth 2^-120 no sum reaches float32's limits.
 const RAISED: i32 = 100;
@@ -19,40 +21,24 @@ const SHORT: i32 = 120;
 #[derive(Debug, Default)]
 pub(crate) struct Panel {
     /// `[tokens, width]`, in the order of the tier's registers, filled up with zeros.
-    pub(crate) values: Vec<f32>,
+    values: Aligned,
     /// Elements of a token, whole groups.
-    pub(crate) width: usize,
+    width: usize,
     /// The power of two that each token was divided by.
     pub(crate) exponents: Vec<i32>,
 }
 
-impl Panel {
-    /// Lays out the tokens of `x`, `[tokens, columns]`.
-    pub(crate) fn fill<L: Lanes, T: Element>(&mut self, packing: Packing, x: &[T], columns: usize) {
-        let order: Vec<usize> = (0..L::GROUP)
-            .map(|place| L::element(packing, place))
-            .collect();
-        self.width = columns.next_multiple_of(L::GROUP);
-        self.values.clear();
-        self.exponents.clear();
-        let mut padded = vec![0.0_f32; self.width];
-        for row in x.chunks_exact(columns) {
-            for (value, element) in padded.iter_mut().zip(row) {
-                *value = element.load();
-            }
-            let exponent = match packing {
-                Packing::Fp8 => normalize(&mut padded[..columns]),
-                _ => 0,
-            };
-            self.exponents.push(exponent);
-            for group in padded.chunks_exact(L::GROUP) {
-                self.values
-                    .extend(order.iter().map(|&element| group[element]));
-            }
-        }
-    }
+/// A panel's rows, or some of them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PanelView<'a> {
+    pub(crate) values: &'a [f32],
+    pub(crate) width: usize,
+    pub(crate) exponents: &'a [i32],
+}
 
+impl PanelView<'_> {
     /// One token's elements.
+    #[inline(always)]
     pub(crate) fn token(&self, token: usize) -> &[f32] {
         &self.values[token * self.width..][..self.width]
     }
@@ -63,14 +49,127 @@ impl Panel {
     }
 }
 
+impl Panel {
+    /// Lays out the tokens of `x`, `[tokens, columns]`.
+    pub(crate) fn fill<T: Element>(
+        &mut self,
+        tier: Tier,
+        packing: Packing,
+        x: &[T],
+        columns: usize,
+    ) {
+        let order = Order::of(tier, packing);
+        self.width = order.width(columns);
+        self.exponents.clear();
+        let values = self.values.some(x.len() / columns * self.width);
+        let mut padded = vec![0.0_f32; self.width];
+        let rows = x.chunks_exact(columns);
+        for (row, values) in rows.zip(values.chunks_exact_mut(self.width)) {
+            for (value, element) in padded.iter_mut().zip(row) {
+                *value = element.load();
+            }
+            let exponent = match packing {
+                Packing::Fp8 => normalize(&mut padded[..columns]),
+                _ => 0,
+            };
+            self.exponents.push(exponent);
+            order.place(&padded, values);
+        }
+    }
+
+    /// All of its rows.
+    pub(crate) fn view(&self) -> PanelView<'_> {
+        PanelView {
+            values: self.values.first(self.exponents.len() * self.width),
+            width: self.width,
+            exponents: &self.exponents,
+        }
+    }
+}
+
+/// Elements of the largest group.
+const MOST_ELEMENTS: usize = 64;
+
+/// Where the elements of a group stand in a tier's registers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Order {
+    pub(crate) group: usize,
+    /// The element at each place.
+    pub(crate) elements: [u8; MOST_ELEMENTS],
+}
+
+impl Order {
+    pub(crate) fn of(tier: Tier, packing: Packing) -> Self {
+        fn of<L: Lanes>(packing: Packing) -> Order {
+            Order {
+                group: L::GROUP,
+                elements: std::array::from_fn(|place| {
+                    if place < L::GROUP {
+                        L::element(packing, place) as u8
+                    } else {
+                        0
+                    }
+                }),
+            }
+        }
+        match tier.0 {
+            Kind::Scalar => of::<crate::scalar::Scalar<8>>(packing),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => of::<crate::avx2::Avx2>(packing),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => of::<crate::avx512::Avx512>(packing),
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => of::<crate::neon::Neon>(packing),
+        }
+    }
+
+    /// Elements of a row with so many columns, filled up to whole groups.
+    pub(crate) fn width(&self, columns: usize) -> usize {
+        columns.next_multiple_of(self.group)
+    }
+
+    /// Puts the elements of whole groups where they stand.
+    fn place(&self, from: &[f32], to: &mut [f32]) {
+        match self.group {
+            16 => self.place_groups::<16>(from, to),
+            32 => self.place_groups::<32>(from, to),
+            _ => self.place_groups::<MOST_ELEMENTS>(from, to),
+        }
+    }
+
+    fn place_groups<const G: usize>(&self, from: &[f32], to: &mut [f32]) {
+        let order: [usize; G] = std::array::from_fn(|place| usize::from(self.elements[place]) % G);
+        for (from, to) in from
+            .as_chunks::<G>()
+            .0
+            .iter()
+            .zip(to.as_chunks_mut::<G>().0)
+        {
+            for (to, &element) in to.iter_mut().zip(&order) {
+                *to = from[element];
+            }
+        }
+    }
+
+    /// Where each element stands.
+    pub(crate) fn places(&self) -> [u8; MOST_ELEMENTS] {
+        let mut places = [0; MOST_ELEMENTS];
+        for (place, &element) in self.elements[..self.group].iter().enumerate() {
+            places[usize::from(element)] = place as u8;
+        }
+        places
+    }
+}
+
 /// Divides numbers by the power of two below their largest finite size; returns its exponent.
-fn normalize(values: &mut [f32]) -> i32 {
-    let largest = values
-        .iter()
-        .map(|value| value.abs())
-        .filter(|size| size.is_finite())
-        .fold(0.0_f32, f32::max);
-    let exponent = exponent_of(largest);
+pub(crate) fn normalize(values: &mut [f32]) -> i32 {
+    // Sizes are ordered as their bits are.
+    let largest = values.iter().fold(0, |largest: i32, value| {
+        let bits = value.to_bits().cast_signed() & 0x7fff_ffff;
+        let finite = if bits < 0x7f80_0000 { bits } else { 0 };
+        largest.max(finite)
+    });
+    let exponent = exponent_of(f32::from_bits(largest.cast_unsigned()));
     multiply_by_power(values, -exponent);
     exponent
 }

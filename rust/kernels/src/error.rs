@@ -22,6 +22,17 @@ pub enum Error {
         /// Length given.
         actual: usize,
     },
+    /// Three matrices, `(rows, columns)`, that are no expert.
+    Expert {
+        /// The gate projection's.
+        gate: (usize, usize),
+        /// The up projection's.
+        up: (usize, usize),
+        /// The down projection's.
+        down: (usize, usize),
+    },
+    /// Indices that cannot be grouped.
+    Routing(abyssal_routing::Error),
 }
 
 /// The result of a call.
@@ -35,6 +46,11 @@ impl fmt::Display for Error {
                 f,
                 "the weight has {columns} columns; a positive multiple of 32 is needed"
             ),
+            Self::Expert { gate, up, down } => write!(
+                f,
+                "gate is {gate:?}, up {up:?} and down {down:?}; up must be as gate, down its transpose"
+            ),
+            Self::Routing(error) => error.fmt(f),
             Self::Length {
                 name,
                 expected,
@@ -45,6 +61,12 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+impl From<abyssal_routing::Error> for Error {
+    fn from(error: abyssal_routing::Error) -> Self {
+        Self::Routing(error)
+    }
+}
 
 /// Checks a slice's length.
 pub(crate) fn expect_length(name: &'static str, expected: usize, actual: usize) -> Result<()> {

@@ -12,6 +12,8 @@
 
 use std::fmt;
 
+use crate::memory::Places;
+use crate::pool;
 use abyssal_routing::{self as routing, Output, Rule, Tier};
 
 mod dots;
@@ -23,7 +25,7 @@ use vector::WIDTH;
 /// Tokens whose logits exist at the same time.
 const TOGETHER: usize = 64;
 /// Multiplications that a thread of its own is worth.
-const WORK_PER_THREAD: usize = 1 << 20;
+const WORK_PER_THREAD: usize = 1 << 16;
 
 /// A matrix of float32 numbers or of bfloat16 bits, row after row.
 #[derive(Debug, Clone, Copy)]
@@ -191,17 +193,13 @@ fn products(
     }
     if count >= threads {
         let share = count.div_ceil(threads);
-        std::thread::scope(|scope| {
-            for (part, logits) in logits.chunks_mut(share * num_experts).enumerate() {
-                let tokens = part * share..count.min((part + 1) * share);
-                let work = move || dots::rows(tier, rows, tokens, weight, 0..num_experts, logits);
-                // The caller takes the last share.
-                if (part + 1) * share >= count {
-                    work();
-                } else {
-                    scope.spawn(work);
-                }
-            }
+        let places = Places::new(logits);
+        pool::for_each(threads, threads, &|part| {
+            let tokens = count.min(part * share)..count.min((part + 1) * share);
+            let cells = (tokens.start * num_experts, tokens.len() * num_experts);
+            // SAFETY: the logits of this part's tokens.
+            let logits = unsafe { places.slice(cells.0, cells.1) };
+            dots::rows(tier, rows, tokens, weight, 0..num_experts, logits);
         });
         return;
     }
@@ -209,24 +207,20 @@ fn products(
     let share = num_experts
         .div_ceil(threads)
         .next_multiple_of(dots::EXPERTS);
-    let mut parts: Vec<Vec<f32>> = (0..num_experts.div_ceil(share))
-        .map(|part| vec![0.0; count * (num_experts - part * share).min(share)])
-        .collect();
-    std::thread::scope(|scope| {
-        for (part, logits) in parts.iter_mut().enumerate() {
-            let experts = part * share..num_experts.min((part + 1) * share);
-            let last = experts.end == num_experts;
-            let work = move || dots::rows(tier, rows, 0..count, weight, experts, logits);
-            if last {
-                work();
-            } else {
-                scope.spawn(work);
-            }
-        }
+    let parts = num_experts.div_ceil(share);
+    let mut products = vec![0.0; count * num_experts];
+    let places = Places::new(&mut products);
+    pool::for_each(threads, parts, &|part| {
+        let experts = part * share..num_experts.min((part + 1) * share);
+        // SAFETY: the products of this part's experts, one part's after the other's.
+        let products = unsafe { places.slice(part * share * count, experts.len() * count) };
+        dots::rows(tier, rows, 0..count, weight, experts, products);
     });
-    for (token, logits) in logits.chunks_exact_mut(num_experts).enumerate() {
-        for (logits, part) in logits.chunks_mut(share).zip(&parts) {
-            logits.copy_from_slice(&part[token * logits.len()..(token + 1) * logits.len()]);
+    let parts = products.chunks(share * count);
+    for (part, products) in parts.enumerate() {
+        let width = products.len() / count;
+        for (token, products) in products.chunks_exact(width).enumerate() {
+            logits[token * num_experts + part * share..][..width].copy_from_slice(products);
         }
     }
 }

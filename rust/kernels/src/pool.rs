@@ -21,7 +21,7 @@ use std::thread::{self, Thread};
 /// Turns of waiting before a worker parks: some tens of microseconds, the pause between the regions of a layer.
 const SPINS: u32 = 4000;
 /// More threads than this are no use to anybody, and a mistyped number should not start them.
-const MOST_THREADS: usize = 1024;
+pub const MOST_THREADS: usize = 1024;
 
 /// The state of the region: `epoch << 32 | closed << 31 | joined`.
 const CLOSED: u64 = 1 << 31;

@@ -1,4 +1,4 @@
-//! FP8 and MXFP4 block formats: exact conversion, quantize, dequantize, and linear layers on packed weights.
+//! FP8 and MXFP4 block formats: exact conversion, quantize, dequantize. Products are `abyssal-kernels`'.
 //!
 //! Scalar code is the specification; instruction tiers (`simd.rs`) compile the same code for wider registers, so every
 //! tier gives the same bits. Matrices are row-major slices; leading dimensions are the caller's.
@@ -12,7 +12,6 @@ mod error;
 mod float;
 mod fp8;
 mod kernels;
-mod linear;
 mod mxfp4;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -119,88 +118,5 @@ pub fn dequantize_mxfp4<T: Element>(
     mxfp4::check(matrices * rows, half * 2, codes.len(), scales.len())?;
     expect_length("out", codes.len() * 2, out.len())?;
     tier.dequantize_mxfp4(codes, scales, out);
-    Ok(())
-}
-
-/// The sizes of a linear layer and the threads it may use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Layer {
-    /// Output features: rows of the weight.
-    pub rows: usize,
-    /// Input features: columns of the weight.
-    pub columns: usize,
-    /// Most threads to use, the calling one included. The result does not depend on it.
-    pub num_threads: usize,
-}
-
-impl Layer {
-    fn check(&self, x: usize, out: usize) -> Result<()> {
-        let tokens = x.checked_div(self.columns).unwrap_or(0);
-        expect_length("x", tokens * self.columns, x)?;
-        expect_length("out", tokens * self.rows, out)
-    }
-}
-
-/// `x @ W.T` for a weight in FP8 blocks of 128 x 128; the order of operations is fixed in `linear.rs`.
-///
-/// # Errors
-/// Lengths that do not fit together, a weight without columns.
-pub fn fp8_linear<T: Element>(
-    tier: Tier,
-    layer: Layer,
-    x: &[T],
-    codes: &[u8],
-    scales: Scales<'_>,
-    out: &mut [T],
-) -> Result<()> {
-    let Layer {
-        rows,
-        columns,
-        num_threads,
-    } = layer;
-    let block = linear::BLOCK;
-    Blocks {
-        matrices: 1,
-        rows,
-        columns,
-        block_rows: block,
-        block_columns: block,
-    }
-    .check("codes", codes.len(), scales.len())?;
-    layer.check(x.len(), out.len())?;
-    let weight = linear::Fp8 {
-        codes,
-        scales,
-        columns,
-    };
-    linear::linear(tier, &weight, columns, rows, x, out, num_threads);
-    Ok(())
-}
-
-/// `x @ W.T` for a weight in MXFP4; the order of operations is fixed in `linear.rs`.
-///
-/// # Errors
-/// Lengths that do not fit together, columns that do not fall into blocks of 32.
-pub fn mxfp4_linear<T: Element>(
-    tier: Tier,
-    layer: Layer,
-    x: &[T],
-    codes: &[u8],
-    scales: &[u8],
-    out: &mut [T],
-) -> Result<()> {
-    let Layer {
-        rows,
-        columns,
-        num_threads,
-    } = layer;
-    mxfp4::check(rows, columns, codes.len(), scales.len())?;
-    layer.check(x.len(), out.len())?;
-    let weight = linear::Mxfp4 {
-        codes,
-        scales,
-        columns,
-    };
-    linear::linear(tier, &weight, columns, rows, x, out, num_threads);
     Ok(())
 }

@@ -9,7 +9,6 @@ use crate::error::Result;
 use crate::float::Element;
 use crate::fp8::{self, Blocks, ScaleFormat, Scales};
 use crate::kernels::Scalar;
-use crate::linear::{self, Block, Weight};
 use crate::mxfp4;
 #[cfg(target_arch = "aarch64")]
 use crate::neon::Neon;
@@ -130,86 +129,5 @@ impl Tier {
     }
     tiered! {
         fn dequantize_mxfp4<T: Element>(codes: Rows<'_, u8>, scales: &[u8], out: &mut [T]) = mxfp4::dequantize
-    }
-
-    /// Writes the products of all tokens with rows of a weight, as `linear::multiply` says.
-    pub(crate) fn multiply<W: Weight>(
-        self,
-        weight: &W,
-        x: &[Block],
-        tokens: usize,
-        first: usize,
-        out: &mut [f32],
-    ) {
-        match self.0 {
-            Kind::Scalar => linear::multiply(weight, x, tokens, first, out, linear::dot_four),
-            #[cfg(target_arch = "aarch64")]
-            Kind::Neon(_) => linear::multiply(weight, x, tokens, first, out, linear::dot_four),
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: both tiers are made only where the processor has AVX2.
-            Kind::Avx2(_) | Kind::Avx512(_) => unsafe {
-                products::multiply(weight, x, tokens, first, out);
-            },
-        }
-    }
-}
-
-/// Left to itself the compiler vectorizes `linear::dot_four` across tokens, with gathers; here its order of operations
-/// is written out in registers of eight lanes.
-#[cfg(target_arch = "x86_64")]
-mod products {
-    use std::arch::x86_64::{
-        __m256, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_movehdup_ps, _mm_movehl_ps,
-        _mm256_add_ps, _mm256_castps256_ps128, _mm256_extractf128_ps, _mm256_loadu_ps,
-        _mm256_mul_ps, _mm256_setzero_ps,
-    };
-
-    use crate::linear::{self, Block, GROUP, LANES, Weight};
-
-    #[target_feature(enable = "avx2")]
-    pub(super) fn multiply<W: Weight>(
-        weight: &W,
-        x: &[Block],
-        tokens: usize,
-        first: usize,
-        out: &mut [f32],
-    ) {
-        linear::multiply(weight, x, tokens, first, out, |x, weights| {
-            dot_four(x, weights)
-        });
-    }
-
-    /// The lower and the upper half of the lanes.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn halves(lanes: &[f32; LANES]) -> [__m256; 2] {
-        // SAFETY: the array holds sixteen numbers, eight for each load; loads need no alignment.
-        unsafe {
-            [
-                _mm256_loadu_ps(lanes.as_ptr()),
-                _mm256_loadu_ps(lanes.as_ptr().add(8)),
-            ]
-        }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn dot_four(x: &Block, weights: &[Block; GROUP]) -> [f32; GROUP] {
-        let mut sums = [[_mm256_setzero_ps(); 2]; GROUP];
-        for (step, x) in x.as_chunks::<LANES>().0.iter().enumerate() {
-            let x = halves(x);
-            for (sum, weight) in sums.iter_mut().zip(weights) {
-                let weight = halves(&weight.as_chunks().0[step]);
-                sum[0] = _mm256_add_ps(sum[0], _mm256_mul_ps(x[0], weight[0]));
-                sum[1] = _mm256_add_ps(sum[1], _mm256_mul_ps(x[1], weight[1]));
-            }
-        }
-        sums.map(|[low, high]| {
-            let eight = _mm256_add_ps(low, high);
-            let upper = _mm256_extractf128_ps::<1>(eight);
-            let four = _mm_add_ps(_mm256_castps256_ps128(eight), upper);
-            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
-        })
     }
 }

@@ -28,7 +28,7 @@ pub use error::{Error, Result};
 pub use logits::Logits;
 pub use permute::permute;
 pub use route::{Output, Rule, Weighting, route};
-pub use scores::Scoring;
+pub use scores::{Scoring, exp_nonpositive};
 pub use select::GroupScore;
 pub use simd::Tier;
 pub use table::{Table, route_table};

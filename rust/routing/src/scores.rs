@@ -57,7 +57,7 @@ fn power_of_two(exponent: i32) -> f32 {
 
 /// `exp(x)` for `x <= 0`, negative infinity included.
 #[inline(always)]
-pub(crate) fn exp_nonpositive(x: f32) -> f32 {
+pub fn exp_nonpositive(x: f32) -> f32 {
     let x = if x > EXP_FLOOR { x } else { EXP_FLOOR };
     let rounded = x * std::f32::consts::LOG2_E + ROUND;
     let steps = rounded - ROUND;

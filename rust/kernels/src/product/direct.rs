@@ -1,57 +1,81 @@
 //! Few tokens: weights go from memory to the registers.
 
-use abyssal_quant::Element;
+use std::ops::Range;
 
-use super::{AHEAD_BYTES, BlockScales, LINE, Lanes, REGISTERS, Rows, Task, prefetch};
+use crate::memory::Buffer;
 
-impl<O: Element> Task<'_, O> {
+use super::{AHEAD_BYTES, BlockScales, LINE, Lanes, Product, REGISTERS, Rows, prefetch};
+
+impl Product<'_> {
     #[inline(always)]
     pub(super) unsafe fn direct<L: Lanes, R: Rows<L>>(
         &self,
         rows: R,
         scales: Option<&BlockScales>,
+        tokens: Range<usize>,
+        out: &mut [f32],
     ) {
-        let scaled: Vec<f32>;
-        let tokens: &[f32] = match scales {
-            None => &self.panel.values,
-            Some(scales) => {
-                let width = self.panel.width;
-                let mut values = vec![0.0; self.panel.values.len()];
-                for (token, out) in values.chunks_exact_mut(width).enumerate() {
-                    scales.apply(self.panel.token(token), 0, out);
-                }
-                scaled = values;
-                &scaled
-            }
+        let start = tokens.start;
+        let Some(block_scales) = scales else {
+            let x = |token: usize| self.panel.token(self.token(start + token)).as_ptr();
+            // SAFETY: the caller has the tier's instructions.
+            unsafe { self.direct_tokens::<L, R>(rows, tokens, x, None, out) };
+            return;
         };
+        let width = self.panel.width;
+        let mut buffer = Buffer::take();
+        let scaled = buffer.some(tokens.len() * width);
+        for (token, out) in scaled.chunks_exact_mut(width).enumerate() {
+            block_scales.apply(self.panel.token(self.token(start + token)), 0, out);
+        }
+        let x = |token: usize| scaled[token * width..].as_ptr();
         // SAFETY: the caller has the tier's instructions.
+        unsafe { self.direct_tokens::<L, R>(rows, tokens, x, scales, out) };
+    }
+
+    #[inline(always)]
+    unsafe fn direct_tokens<L: Lanes, R: Rows<L>>(
+        &self,
+        rows: R,
+        tokens: Range<usize>,
+        x: impl Fn(usize) -> *const f32,
+        scales: Option<&BlockScales>,
+        out: &mut [f32],
+    ) {
+        let first = tokens.start;
+        // SAFETY: the caller has the tier's instructions; there are as many tokens as each arm says.
         unsafe {
-            match self.panel.len() {
-                1 => self.direct_tokens::<L, R, 4, 1>(rows, tokens, scales),
-                2 => self.direct_tokens::<L, R, 4, 2>(rows, tokens, scales),
-                3 => self.direct_tokens::<L, R, 2, 3>(rows, tokens, scales),
-                _ => self.direct_tokens::<L, R, 2, 4>(rows, tokens, scales),
+            match tokens.len() {
+                1 => self.direct_rows::<L, R, 4, 1>(rows, first, [x(0)], scales, out),
+                2 => self.direct_rows::<L, R, 4, 2>(rows, first, [x(0), x(1)], scales, out),
+                3 => self.direct_rows::<L, R, 2, 3>(rows, first, [x(0), x(1), x(2)], scales, out),
+                _ => {
+                    let x = [x(0), x(1), x(2), x(3)];
+                    self.direct_rows::<L, R, 2, 4>(rows, first, x, scales, out);
+                }
             }
         }
     }
 
     /// All rows with `T` tokens, `N` rows at once: as many sums as there are registers for.
     #[inline(always)]
-    unsafe fn direct_tokens<L: Lanes, R: Rows<L>, const N: usize, const T: usize>(
+    unsafe fn direct_rows<L: Lanes, R: Rows<L>, const N: usize, const T: usize>(
         &self,
         rows: R,
-        tokens: &[f32],
+        first_token: usize,
+        x: [*const f32; T],
         scales: Option<&BlockScales>,
+        out: &mut [f32],
     ) {
         let mut row = self.rows.start;
         // SAFETY: the caller has the tier's instructions; the rows are this task's.
         unsafe {
             while row + N <= self.rows.end {
-                self.tile::<L, R, N, T>(rows, row, tokens, scales);
+                self.tile::<L, R, N, T>(rows, row, first_token, x, scales, out);
                 row += N;
             }
             while row < self.rows.end {
-                self.tile::<L, R, 1, T>(rows, row, tokens, scales);
+                self.tile::<L, R, 1, T>(rows, row, first_token, x, scales, out);
                 row += 1;
             }
         }
@@ -63,10 +87,11 @@ impl<O: Element> Task<'_, O> {
         &self,
         rows: R,
         first: usize,
-        tokens: &[f32],
+        first_token: usize,
+        x: [*const f32; T],
         scales: Option<&BlockScales>,
+        out: &mut [f32],
     ) {
-        let width = self.panel.width;
         let whole = self.matrix.columns / L::GROUP;
         let starts: [*const u8; N] = std::array::from_fn(|row| rows.start(first + row));
         // The same place of the rows that come as many tiles later as make the distance.
@@ -86,32 +111,33 @@ impl<O: Element> Task<'_, O> {
                     }
                     asked += LINE;
                 }
-                let x = tokens.as_ptr().add(group * L::GROUP);
+                let x = x.map(|x| x.wrapping_add(group * L::GROUP));
                 for row in 0..N {
                     let at = starts[row].add(offset);
                     if R::WATCHED {
                         seen[row] = L::fp8_largest(seen[row], at);
                     }
                     let weights = rows.unpack(at, first + row, group);
-                    multiply_add::<L, T>(&weights, x, width, &mut sums[row]);
+                    multiply_add::<L, T>(&weights, x, &mut sums[row]);
                 }
             }
             if whole * L::GROUP < self.matrix.columns {
-                let x = tokens.as_ptr().add(whole * L::GROUP);
+                let x = x.map(|x| x.wrapping_add(whole * L::GROUP));
                 for row in 0..N {
                     let rest = Rest::read::<L, R>(&rows, first + row, whole);
                     if R::WATCHED {
                         seen[row] = L::fp8_largest(seen[row], rest.start());
                     }
                     let weights = rows.unpack(rest.start(), first + row, whole);
-                    multiply_add::<L, T>(&weights, x, width, &mut sums[row]);
+                    multiply_add::<L, T>(&weights, x, &mut sums[row]);
                 }
             }
             for (row, (sums, seen)) in sums.into_iter().zip(seen).enumerate() {
                 let broken = R::WATCHED && L::has_nan_code(seen);
                 for (token, sum) in sums.into_iter().enumerate() {
                     let sum = if broken { f32::NAN } else { sum.sum() };
-                    self.write(token, first + row, sum, scales);
+                    let at = token * self.rows.len() + first + row - self.rows.start;
+                    out[at] = self.undone(first_token + token, sum, scales);
                 }
             }
         }
@@ -122,15 +148,14 @@ impl<O: Element> Task<'_, O> {
 #[inline(always)]
 unsafe fn multiply_add<L: Lanes, const T: usize>(
     weights: &[L; REGISTERS],
-    x: *const f32,
-    width: usize,
+    x: [*const f32; T],
     sums: &mut [L; T],
 ) {
     for (register, weight) in weights.iter().enumerate() {
         for (token, sum) in sums.iter_mut().enumerate() {
-            // SAFETY: the caller gives `T` tokens of `width` elements, a group of each from `x` on.
+            // SAFETY: the caller gives a group of each of `T` tokens.
             unsafe {
-                let x = L::load(x.add(token * width + register * L::WIDTH));
+                let x = L::load(x[token].add(register * L::WIDTH));
                 *sum = weight.mul_add(x, *sum);
             }
         }
