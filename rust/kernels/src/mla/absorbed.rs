@@ -395,7 +395,10 @@ mod tests {
         }
         assert_eq!(chunk_start(0), 0);
         for chunk in 0..100 {
-            assert!(chunk_start(chunk) % TILE == 0 && chunk_start(chunk) < chunk_start(chunk + 1));
+            assert!(
+                chunk_start(chunk).is_multiple_of(TILE)
+                    && chunk_start(chunk) < chunk_start(chunk + 1)
+            );
         }
     }
 }
