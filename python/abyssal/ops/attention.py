@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from abyssal import reference
+from abyssal._core import get_num_threads
 from abyssal.reference.checks import check_attention, check_latents
 
 from .native import core, is_direct, plain
@@ -104,7 +105,7 @@ def mla_attention(
         out,
         page_size=page_size,
         scale=scale,
-        num_threads=torch.get_num_threads(),
+        num_threads=get_num_threads(),
     )
     return out
 
@@ -165,5 +166,5 @@ def write_latents(
         cache,
         plain(slots),
         eps=eps,
-        num_threads=torch.get_num_threads(),
+        num_threads=get_num_threads(),
     )
