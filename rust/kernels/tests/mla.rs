@@ -5,7 +5,7 @@
 use abyssal_kernels::Tier;
 use abyssal_kernels::mla::{Error, Latents, Rotary, Sizes, Written, write_latents};
 use abyssal_quant::{Bf16, Element};
-use mla_case::{Bits, Case, KINDS, Kind, bits_of, tiers};
+use mla_case::{Bits, Case, KINDS, Kind, bits_of, emulated, tiers};
 use proptest::prelude::*;
 
 mod mla_case;
@@ -40,7 +40,11 @@ fn both_forms_are_right_for_published_and_odd_sizes_and_every_packing() {
         for (index, sizes) in SIZES.into_iter().enumerate() {
             for (number, kind) in KINDS.into_iter().enumerate() {
                 for narrow in [false, true] {
-                    let tokens = [53, 7][usize::from(narrow)] + index;
+                    if emulated() && narrow == (number % 2 == 0) {
+                        continue;
+                    }
+                    let most = if emulated() { 11 } else { 53 };
+                    let tokens = [most, 7][usize::from(narrow)] + index;
                     let case = Case::random(sizes, tokens, kind, narrow, number as u64);
                     case.check(tier, 0, &whole(&case, tier, 0));
                     case.check(tier, 0, &whole(&case, tier, tokens));
@@ -94,6 +98,7 @@ fn a_token_has_the_same_bits_in_every_cut_of_a_prompt_and_on_every_number_of_thr
             let starts: Vec<_> = (0..tokens)
                 .step_by(cut)
                 .filter(|start| cut > 1 || start % 37 == 0 || (510..514).contains(start))
+                .step_by(if emulated() { 9 } else { 1 })
                 .collect();
             for start in starts {
                 let end = tokens.min(start + cut);

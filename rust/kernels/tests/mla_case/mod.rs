@@ -6,11 +6,17 @@ use abyssal_quant::{Bf16, Element, Scales, e4m3_to_f32, e8m0_to_f32};
 
 const E2M1: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
 
+/// Whether the processor is emulated, and a hundred times slower.
+pub(crate) fn emulated() -> bool {
+    std::env::var("ABYSSAL_TEST_PROFILE").as_deref() == Ok("emulated")
+}
+
 /// The tiers to test: all of this machine, or under emulation the one that is emulated.
 pub(crate) fn tiers() -> Vec<Tier> {
-    match std::env::var("ABYSSAL_TEST_PROFILE").as_deref() {
-        Ok("emulated") => vec![Tier::best()],
-        _ => Tier::available(),
+    if emulated() {
+        vec![Tier::best()]
+    } else {
+        Tier::available()
     }
 }
 
