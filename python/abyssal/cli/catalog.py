@@ -23,13 +23,11 @@ class Published:
         name: ``owner/name``.
         sizes: its shape.
         fp8: whether it is published in FP8 (else in bf16).
-        text: whether its tokenizer is supported; without it the model takes token ids.
     """
 
     name: str
     sizes: Sizes
     fp8: bool
-    text: bool
 
     @property
     def fp8_bytes(self) -> int:
@@ -128,10 +126,10 @@ KIMI_K2 = _v2(
 )
 
 CATALOG = (
-    Published("deepseek-ai/DeepSeek-V2-Lite-Chat", V2_LITE, fp8=False, text=True),
-    Published("moonshotai/Moonlight-16B-A3B-Instruct", MOONLIGHT, fp8=False, text=False),
-    Published("zai-org/GLM-4.7-Flash", GLM_FLASH, fp8=False, text=False),
-    Published("deepseek-ai/DeepSeek-V2-Chat", V2, fp8=False, text=True),
-    Published("deepseek-ai/DeepSeek-V3.1", V3, fp8=True, text=True),
-    Published("moonshotai/Kimi-K2-Instruct", KIMI_K2, fp8=True, text=False),
+    Published("deepseek-ai/DeepSeek-V2-Lite-Chat", V2_LITE, fp8=False),
+    Published("moonshotai/Moonlight-16B-A3B-Instruct", MOONLIGHT, fp8=False),
+    Published("zai-org/GLM-4.7-Flash", GLM_FLASH, fp8=False),
+    Published("deepseek-ai/DeepSeek-V2-Chat", V2, fp8=False),
+    Published("deepseek-ai/DeepSeek-V3.1", V3, fp8=True),
+    Published("moonshotai/Kimi-K2-Instruct", KIMI_K2, fp8=True),
 )

@@ -197,12 +197,10 @@ def _next_steps(console: Console) -> None:
     )
     for model in CATALOG:
         console.print(_fit_line(model, memory), soft_wrap=True)
-    wordless = ", ".join(model.name.split("/")[1] for model in CATALOG if not model.text)
-    console.print(Text(f"  Token ids only, no text yet: {wordless}.", "dim"), soft_wrap=True)
     fitting = (
         model.name
         for model in CATALOG
-        if model.text and memory is not None and model.needed_bytes(fp8=model.fp8) <= memory
+        if memory is not None and model.needed_bytes(fp8=model.fp8) <= memory
     )
     example = next(fitting, CATALOG[0].name)
     for command in (
