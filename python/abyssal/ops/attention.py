@@ -91,7 +91,9 @@ def mla_attention(
         )
     tokens, heads, key = query.shape
     out = torch.empty(
-        (tokens, heads, up.shape[0] // heads - key + 2 * cos.shape[1]), dtype=query.dtype
+        (tokens, heads, up.shape[0] // heads - key + 2 * cos.shape[1]),
+        dtype=query.dtype,
+        device="cpu",
     )
     core().mla_attention(
         plain(query),

@@ -13,15 +13,17 @@ def results(num_tokens: int, top_k: int, out: Pair | None) -> Pair:
     if out is not None and out[0].is_contiguous() and out[1].is_contiguous():
         return out
     shape = (num_tokens, top_k)
-    return torch.empty(shape, dtype=torch.float32), torch.empty(shape, dtype=torch.int32)
+    weights = torch.empty(shape, dtype=torch.float32, device="cpu")
+    return weights, torch.empty(shape, dtype=torch.int32, device="cpu")
 
 
 def deliver(results: Pair, out: Pair | None) -> Pair:
     """Return the pair the caller asked for, holding ``results``."""
-    if out is None or out[0] is results[0]:
+    if out is None:
         return results
-    out[0].copy_(results[0])
-    out[1].copy_(results[1])
+    if out[0] is not results[0]:
+        out[0].copy_(results[0])
+        out[1].copy_(results[1])
     return out
 
 
@@ -35,7 +37,7 @@ def contiguous(tensor: Tensor | None) -> Tensor | None:
     """Return memory that the compiled code can write or count into: the tensor's own, or zeros."""
     if tensor is None or tensor.is_contiguous():
         return tensor
-    return torch.zeros(tensor.shape, dtype=tensor.dtype)
+    return torch.zeros(tensor.shape, dtype=tensor.dtype, device="cpu")
 
 
 def add(load: Tensor | None, counter: Tensor | None) -> None:

@@ -17,7 +17,7 @@ from .native import core, is_direct, plain
 def _product(x: Tensor, out_features: int, function: str, *weight: Tensor) -> Tensor:
     """Multiply the rows of ``x``, which may have any leading dimensions."""
     matrix = plain(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]))
-    out = torch.empty(matrix.shape[0], out_features, dtype=x.dtype)
+    out = torch.empty(matrix.shape[0], out_features, dtype=x.dtype, device="cpu")
     getattr(core(), function)(matrix, *weight, out)
     return out.view(*x.shape[:-1], out_features)
 

@@ -30,7 +30,7 @@ def _place(out: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> Tens
     """Return memory for a result: the caller's where the compiled code can write to it."""
     if out is not None and out.is_contiguous() and is_direct(out):
         return out
-    place = torch.empty(shape, dtype=dtype)
+    place = torch.empty(shape, dtype=dtype, device="cpu")
     if place.nbytes >= LARGE_RESULT:
         core().prefer_large_pages(place)
     return place

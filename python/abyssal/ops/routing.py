@@ -183,7 +183,7 @@ def permute(indices: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
     if not is_direct(indices):
         grouped: tuple[Tensor, Tensor] = torch.ops.abyssal.permute(indices, num_experts)
         return grouped
-    order = torch.empty(indices.numel(), dtype=torch.int32)
-    offsets = torch.empty(num_experts + 1, dtype=torch.int32)
+    order = torch.empty(indices.numel(), dtype=torch.int32, device="cpu")
+    offsets = torch.empty(num_experts + 1, dtype=torch.int32, device="cpu")
     core().permute(plain(indices), num_experts, order, offsets)
     return order, offsets
