@@ -139,8 +139,7 @@ def test_bf16_is_as_near_to_f32_as_transformers(tmp_path, full_profile, capsys):
         peer_choices = PeerChoices(peer)
         with torch.no_grad():
             peer_error = (peer(torch.tensor([ids])).logits[0].float() - exact).abs().mean()
-        # One choice of experts that falls to the other side decides a single case.
-        assert error <= 1.5 * peer_error, family
+        assert error <= 1.1 * peer_error, family
         mine, theirs = mine + float(error), theirs + float(peer_error)
         flips += count_flips(choices.experts, [(each, None) for each in exact_choices.experts])
         exact_pairs = [(each, None) for each in exact_choices.experts]
