@@ -40,10 +40,10 @@ fn both_forms_are_right_for_published_and_odd_sizes_and_every_packing() {
         for (index, sizes) in SIZES.into_iter().enumerate() {
             for (number, kind) in KINDS.into_iter().enumerate() {
                 for narrow in [false, true] {
-                    if emulated() && narrow == (number % 2 == 0) {
+                    if emulated() && (index + number + usize::from(narrow)) % 7 != 0 {
                         continue;
                     }
-                    let most = if emulated() { 11 } else { 53 };
+                    let most = if emulated() { 7 } else { 53 };
                     let tokens = [most, 7][usize::from(narrow)] + index;
                     let case = Case::random(sizes, tokens, kind, narrow, number as u64);
                     case.check(tier, 0, &whole(&case, tier, 0));
@@ -59,6 +59,9 @@ fn ragged_latents_are_right() {
     for tier in tiers() {
         for kv_lora in [1, 31, 33, 100, 129, 200] {
             for kind in [Kind::F32, Kind::Bf16, Kind::Fp8] {
+                if emulated() && (kind != Kind::Fp8 || kv_lora > 100) {
+                    continue;
+                }
                 let case = Case::random(sizes(4, kv_lora, 10, 12, 17), 50, kind, true, 3);
                 case.check(tier, 0, &whole(&case, tier, 20));
             }
@@ -68,7 +71,7 @@ fn ragged_latents_are_right() {
 
 #[test]
 fn contexts_of_several_chunks_are_right() {
-    let tokens = 1000;
+    let tokens = if emulated() { 790 } else { 1000 };
     for tier in tiers() {
         let case = Case::random(sizes(2, 32, 8, 16, 24), tokens, Kind::Bf16, true, 9);
         for start in [383, 384, 768, tokens - 3] {
@@ -82,7 +85,7 @@ fn contexts_of_several_chunks_are_right() {
 
 #[test]
 fn a_token_has_the_same_bits_in_every_cut_of_a_prompt_and_on_every_number_of_threads() {
-    let (tokens, expanded) = (600, 512);
+    let (tokens, expanded) = if emulated() { (300, 256) } else { (600, 512) };
     for tier in tiers() {
         let mut case = Case::random(sizes(3, 64, 8, 16, 24), tokens, Kind::Fp8, true, 5);
         let expected = bits_of(&whole(&case, tier, expanded));
@@ -97,8 +100,10 @@ fn a_token_has_the_same_bits_in_every_cut_of_a_prompt_and_on_every_number_of_thr
             // Single tokens at some places only: each expands all before it.
             let starts: Vec<_> = (0..tokens)
                 .step_by(cut)
-                .filter(|start| cut > 1 || start % 37 == 0 || (510..514).contains(start))
-                .step_by(if emulated() { 9 } else { 1 })
+                .filter(|start| {
+                    cut > 1 || start % 37 == 0 || (expanded - 2..expanded + 2).contains(start)
+                })
+                .step_by(if emulated() { 7 } else { 1 })
                 .collect();
             for start in starts {
                 let end = tokens.min(start + cut);
@@ -179,6 +184,9 @@ fn a_sequence_has_the_same_bits_alone_and_in_a_batch() {
             .map(|(case, &(start, end))| bits_of(&case.step(tier, start, end, 0, 1)))
             .collect();
         for size in [1, 2, 3, 8, 33] {
+            if emulated() && size > 3 {
+                break;
+            }
             for threads in [1, 2] {
                 let found = together(&cases[..size], &last[..size], tier, threads);
                 assert!(
