@@ -26,6 +26,14 @@ from abyssal.models.checkpoint import Checkpoint
 from abyssal.models.mapped import Entry
 
 METHODS = ("fp8", "mxfp4")
+BLOCK = (128, 128)
+#: What ``quantization_config`` says of FP8 weights.
+FP8_CONFIG = {
+    "activation_scheme": "dynamic",
+    "fmt": "e4m3",
+    "quant_method": "fp8",
+    "weight_block_size": list(BLOCK),
+}
 _PROJECTION = re.compile(r"(_proj|_with_mqa|lm_head)\.weight$")
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 _FUSED = re.compile(r"(.*\.experts)\.(gate_up_proj|down_proj)$")

@@ -21,9 +21,16 @@ from abyssal.models.checkpoint import INDEX, SINGLE, Checkpoint, Progress, open_
 from abyssal.models.config import ModelConfig
 from abyssal.models.hub import human_bytes
 from abyssal.models.mapped import DTYPES, Entry
-from abyssal.models.packing import METHODS, Packing, Weight, num_bytes_of, weights_of
+from abyssal.models.packing import (
+    BLOCK,
+    FP8_CONFIG,
+    METHODS,
+    Packing,
+    Weight,
+    num_bytes_of,
+    weights_of,
+)
 
-BLOCK = (128, 128)
 #: Bytes of f32 that a band may take: the memory that repacking needs beside the mapped file.
 BAND_BYTES = 1 << 26
 SHARD_BYTES = 5_000_000_000
@@ -118,15 +125,9 @@ def _copy_other_files(source: Path, folder: Path) -> None:
 
 def _write_config(source: Path, folder: Path, packing: Packing) -> None:
     values: dict[str, Any] = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    fp8 = {
-        "activation_scheme": "dynamic",
-        "fmt": "e4m3",
-        "quant_method": "fp8",
-        "weight_block_size": list(BLOCK),
-    }
     mxfp4 = {"quant_method": "mxfp4"}
     mixed = packing.experts_only
-    values["quantization_config"] = fp8 if mixed or packing.method == "fp8" else mxfp4
+    values["quantization_config"] = FP8_CONFIG if mixed or packing.method == "fp8" else mxfp4
     if mixed:
         values["expert_dtype"] = "fp4"
     text = json.dumps(values, indent=2) + "\n"

@@ -19,16 +19,10 @@ import torch
 from safetensors.torch import save
 
 from abyssal import reference
+from abyssal.models.packing import BLOCK, FP8_CONFIG, Packing
 from abyssal.train.model import TrainingModel
 from abyssal.train.parts import Attention, Dense, Layer, Sparse
 
-BLOCK = (128, 128)
-QUANTIZATION = {
-    "activation_scheme": "dynamic",
-    "fmt": "e4m3",
-    "quant_method": "fp8",
-    "weight_block_size": list(BLOCK),
-}
 PACKINGS = ("fp8", "bfloat16", "float32")
 
 
@@ -91,11 +85,6 @@ def _gated(
     yield f"{prefix}.down_proj.weight", down.detach()
 
 
-def is_packed(name: str) -> bool:
-    """Tell whether FP8 checkpoints pack this tensor: projections, no glue, no router."""
-    return name.endswith(("_proj.weight", "_with_mqa.weight")) and "eh_proj" not in name
-
-
 def stored_tensors(model: TrainingModel, packing: str) -> dict[str, torch.Tensor]:
     """Return what a checkpoint holds.
 
@@ -109,9 +98,9 @@ def stored_tensors(model: TrainingModel, packing: str) -> dict[str, torch.Tensor
     if packing not in PACKINGS:
         raise ValueError(f"packing must be one of {', '.join(PACKINGS)}, got {packing!r}")
     plain = torch.float32 if packing == "float32" else torch.bfloat16
-    stored = {}
+    fp8, stored = Packing("fp8"), {}
     for name, value in published_tensors(model):
-        if packing == "fp8" and is_packed(name):
+        if packing == "fp8" and fp8.of(name, value.shape[-1]):
             stored[name], stored[f"{name}_scale_inv"] = reference.quantize_fp8(
                 value.contiguous(), block=BLOCK
             )
@@ -140,7 +129,7 @@ def write_model(model: TrainingModel, folder: Path, *, packing: str = "fp8") -> 
         # A number of chosen experts without experts reads like a damaged configuration.
         del config["num_experts_per_tok"]
     if packing == "fp8":
-        config["quantization_config"] = QUANTIZATION
+        config["quantization_config"] = FP8_CONFIG
     else:
         config["torch_dtype"] = packing
     generation = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}

@@ -106,6 +106,24 @@ pub(crate) fn linear(
     multiply(py, &x, &weight, &mut out, num_threads)
 }
 
+/// Multiplies by codes of a type, each block with its scale.
+fn multiply_packed(
+    py: Python<'_>,
+    x: &Tensor<'_>,
+    (codes, dtype): (&Tensor<'_>, Dtype),
+    scales: &Tensor<'_>,
+    out: &mut Tensor<'_>,
+    num_threads: Option<usize>,
+) -> Result<(), BindError> {
+    codes.expect_dtype("codes", &[dtype])?;
+    reject_overlap(
+        &[("out", out)],
+        &[("x", x), ("codes", codes), ("scales", scales)],
+    )?;
+    let weight = weight_from("codes", codes, Some(scales))?;
+    multiply(py, x, &weight, out, num_threads)
+}
+
 /// Multiplies by a weight in FP8 blocks of 128 x 128.
 #[pyfunction]
 #[pyo3(signature = (x, codes, scales, out, num_threads=None))]
@@ -117,13 +135,14 @@ pub(crate) fn fp8_linear(
     mut out: Tensor<'_>,
     num_threads: Option<usize>,
 ) -> Result<(), BindError> {
-    codes.expect_dtype("codes", &[Dtype::F8E4M3])?;
-    reject_overlap(
-        &[("out", &out)],
-        &[("x", &x), ("codes", &codes), ("scales", &scales)],
-    )?;
-    let weight = weight_from("codes", &codes, Some(&scales))?;
-    multiply(py, &x, &weight, &mut out, num_threads)
+    multiply_packed(
+        py,
+        &x,
+        (&codes, Dtype::F8E4M3),
+        &scales,
+        &mut out,
+        num_threads,
+    )
 }
 
 /// Multiplies by a weight in MXFP4.
@@ -137,13 +156,7 @@ pub(crate) fn mxfp4_linear(
     mut out: Tensor<'_>,
     num_threads: Option<usize>,
 ) -> Result<(), BindError> {
-    codes.expect_dtype("codes", &[Dtype::U8])?;
-    reject_overlap(
-        &[("out", &out)],
-        &[("x", &x), ("codes", &codes), ("scales", &scales)],
-    )?;
-    let weight = weight_from("codes", &codes, Some(&scales))?;
-    multiply(py, &x, &weight, &mut out, num_threads)
+    multiply_packed(py, &x, (&codes, Dtype::U8), &scales, &mut out, num_threads)
 }
 
 /// The number of threads that compiled operations use, the calling one included.
