@@ -15,6 +15,7 @@ export PYTHON VENV TORCH_PIP_ARGS
 
 RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
 TIER_CRATES := -p abyssal-routing -p abyssal-quant -p abyssal-kernels
+THREAD_CRATES := $(TIER_CRATES) -p abyssal-kvcache -p abyssal-tokenizer
 
 .PHONY: help
 help: ## List the targets
@@ -52,7 +53,7 @@ test-tiers: build ## Run the Rust tests on processors this machine lacks (AVX512
 
 .PHONY: test-threads
 test-threads: ## Run the tests that share data between threads with ThreadSanitizer
-	@scripts/test_threads.sh -p abyssal-kvcache
+	@scripts/test_threads.sh $(THREAD_CRATES)
 
 .PHONY: test-oldest-torch
 test-oldest-torch: build ## Run the binding's tests on torch 2.8, in an environment of its own (3 GB to download)
