@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from abyssal.kvcache import PageCache
+from abyssal.kvcache import BlockTables, PageCache
 
 SEQUENCES, WIDTH = 256, 64
 PROMPT = 32_768
 
 
-@pytest.mark.parametrize("kind", ["arrays, rows kept", "arrays", "lists"])
+@pytest.mark.parametrize("kind", ["BlockTables", "arrays", "lists"])
 def test_a_step_of_256_sequences(benchmark, kind):
     cache = PageCache(SEQUENCES * WIDTH, 64)
     tables = np.full((SEQUENCES, WIDTH), -1, np.int32)
@@ -17,10 +17,10 @@ def test_a_step_of_256_sequences(benchmark, kind):
     counts = [1] * SEQUENCES
     if kind != "lists":
         handles, counts = np.array(handles), np.array(counts)
-    written = np.zeros(SEQUENCES, np.int32) if kind == "arrays, rows kept" else None
+    out = BlockTables(tables) if kind == "BlockTables" else tables
 
     def step():
-        cache.step(handles, counts, tables, written)
+        cache.step(handles, counts, out)
 
     step()
     assert sorted(tables[:, 0].tolist()) == list(range(SEQUENCES))

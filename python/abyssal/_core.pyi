@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final, final
 
 __all__ = [
+    "BlockTables",
     "DecodeStream",
     "EncodeStream",
     "Experts",
@@ -231,6 +232,13 @@ class EncodeStream:
 class DecodeStream:
     def push(self, id: int) -> str: ...
     def finish(self) -> str: ...
+
+@final
+class BlockTables:
+    def __new__(cls, array: object) -> BlockTables: ...
+    @property
+    def array(self) -> Any: ...  # noqa: ANN401 - as it was given
+    def forget(self) -> None: ...
 
 @final
 class PageCache:

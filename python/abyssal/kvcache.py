@@ -2,6 +2,7 @@
 
 ``PageCache`` is the compiled allocator, ``abyssal.reference.kvcache.PageCache`` the readable one
 with the same behavior. ``OutOfPages`` says that a step asked for more pages than are free.
+``BlockTables`` holds the array that steps write to from one to the next.
 
 ``save_prefix`` and ``SavedPrefix`` keep the pages of a prompt's beginning in a file. They enter a
 cache as computed ones do:
@@ -15,11 +16,11 @@ cache as computed ones do:
 ...     saved = SavedPrefix.open(path, **model)
 >>> cache, memory = PageCache(8, 2), np.zeros((8, 24), np.uint8)
 >>> handle, cached = cache.open(saved.token_ids)
->>> table = np.zeros((1, 8), np.int32)
->>> cache.step([handle], [4 - cached], table)
+>>> tables = BlockTables(np.zeros((1, 8), np.int32))
+>>> cache.step([handle], [4 - cached], tables)
 []
 >>> for place in range(cached // 2, saved.num_pages):
-...     memory[table[0, place]] = saved.pages[place : place + 1]
+...     memory[tables.array[0, place]] = saved.pages[place : place + 1]
 >>> cache.commit([handle], [4], publish=True)
 >>> cache.close(handle)
 >>> cache.open(ids)[1]
@@ -28,6 +29,20 @@ cache as computed ones do:
 ``page_identities`` names pages by their content, alike in every process.
 """
 
-from abyssal._core import OutOfPages, PageCache, SavedPrefix, page_identities, save_prefix
+from abyssal._core import (
+    BlockTables,
+    OutOfPages,
+    PageCache,
+    SavedPrefix,
+    page_identities,
+    save_prefix,
+)
 
-__all__ = ["OutOfPages", "PageCache", "SavedPrefix", "page_identities", "save_prefix"]
+__all__ = [
+    "BlockTables",
+    "OutOfPages",
+    "PageCache",
+    "SavedPrefix",
+    "page_identities",
+    "save_prefix",
+]

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from abyssal.kvcache import PageCache
+from abyssal.kvcache import BlockTables, PageCache
 from abyssal.reference import kvcache as reference
 
 PICK = st.integers(0, 15)
@@ -28,6 +28,9 @@ class Caches(RuleBasedStateMachine):
         self.closed: list[tuple[int, int]] = []
         self.rows: dict[int, np.ndarray] = {}
         self.written: dict[int, int] = {}
+        self.tables = [
+            kind(np.full((4, pages), -1, np.int32)) for kind in (BlockTables, reference.BlockTables)
+        ]
 
     def both(self, name: str, ours: tuple, plain: tuple, **more) -> tuple:
         """Call both; they return the like or raise the like."""
@@ -80,6 +83,25 @@ class Caches(RuleBasedStateMachine):
         for row, (pair, _) in enumerate(chosen):
             self.rows[pair[0]] = ours[row].copy()
             self.written[pair[0]] = len(self.plain._open[pair[1]].pages)
+
+    @rule(picks=st.lists(st.tuples(PICK, st.integers(0, 3)), max_size=4, unique_by=lambda p: p[0]))
+    def step_with_tables_that_stay(self, picks: list[tuple[int, int]]) -> None:
+        if not self.handles:
+            return
+        chosen = {self.handles[pick % len(self.handles)]: count for pick, count in picks}
+        ours, plain = self.tables
+        counts = list(chosen.values())
+        done, copies, expected = self.both(
+            "step",
+            ([pair[0] for pair in chosen], counts, ours),
+            ([pair[1] for pair in chosen], counts, plain),
+        )
+        assert ours.array.tobytes() == plain.array.tobytes()
+        if done:
+            assert copies == expected
+            for row, pair in enumerate(chosen):
+                self.rows[pair[0]] = ours.array[row].copy()
+                self.written[pair[0]] = len(self.plain._open[pair[1]].pages)
 
     @rule(pick=PICK, short=st.integers(-1, 4), publish=st.booleans(), ids=st.none() | IDS)
     def commit(self, pick: int, short: int, publish: bool, ids: list[int] | None) -> None:

@@ -16,7 +16,7 @@ from time import thread_time as clock
 import numpy as np
 
 from abyssal.bench.rows import Row
-from abyssal.kvcache import PageCache
+from abyssal.kvcache import BlockTables, PageCache
 
 #: Passes over each kind of work; the figure is their median.
 PASSES = 9
@@ -33,9 +33,8 @@ def rows() -> Iterator[Row]:
     yield Row("allocate and free pages, in bulk", "ns per page", _median(_allocate) / PAGES * 1e9)
     for context in (1024, 32_768):
         name = f"extend {SEQUENCES} sequences of {context} tokens by one token"
-        for kept in (True, False):
-            seconds = _median(lambda c=context, k=kept: _extend(c, k))  # type: ignore[misc]
-            how = "rows kept" if kept else "rows written anew"
+        for kind, how in ((BlockTables, "BlockTables"), (np.asarray, "a plain array")):
+            seconds = _median(lambda c=context, k=kind: _extend(c, k))  # type: ignore[misc]
             yield Row(f"{name}, {how}", "us per step", seconds * 1e6)
     for tokens in (PROMPT, LONG_PROMPT):
         seconds = _median(lambda t=tokens: _match(t))  # type: ignore[misc]
@@ -92,18 +91,18 @@ def _allocate() -> float:
     return taken
 
 
-def _extend(context: int, kept: bool) -> float:
+def _extend(context: int, kind: Callable[[np.ndarray], object]) -> float:
     """Seconds of a step in which every sequence gets one token."""
     width = (context + STEPS) // PAGE_SIZE + 1
     cache = PageCache(SEQUENCES * width, PAGE_SIZE)
     handles = np.array([cache.open([])[0] for _ in range(SEQUENCES)])
     table = np.full((SEQUENCES, width), -1, np.int32)
-    written = np.zeros(SEQUENCES, np.int32) if kept else None
-    cache.step(handles, np.full(SEQUENCES, context), table, written)
+    tables = kind(table)
+    cache.step(handles, np.full(SEQUENCES, context), tables)
     ones = np.ones(SEQUENCES, np.int64)
     started = clock()
     for _ in range(STEPS):
-        cache.step(handles, ones, table, written)
+        cache.step(handles, ones, tables)
     taken = clock() - started
     pages = -(-(context + STEPS) // PAGE_SIZE)
     _expect("pages in the table", len(np.unique(table[:, :pages])), SEQUENCES * pages)
@@ -165,14 +164,15 @@ def chunk_costs() -> list[float]:
     passes = []
     for seed in range(PASSES + 1):
         cache = PageCache(pages, PAGE_SIZE)
-        table, written = np.full((1, pages), -1, np.int32), np.zeros(1, np.int32)
+        table = np.full((1, pages), -1, np.int32)
+        tables = BlockTables(table)
         handle, _ = cache.open(_prompt(LONG_PROMPT, seed))
         handles, counts = np.array([handle]), np.array([CHUNK])
         taken = []
         for chunk in range(chunks):
             computed = np.array([(chunk + 1) * CHUNK])
             started = clock()
-            cache.step(handles, counts, table, written)
+            cache.step(handles, counts, tables)
             cache.commit(handles, computed, True)
             taken.append(clock() - started)
         _expect("published pages", cache.stats()["published_pages"], pages)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from abyssal.engine.sequence import Request, Sequence
-from abyssal.kvcache import OutOfPages, PageCache
+from abyssal.kvcache import BlockTables, OutOfPages, PageCache
 from abyssal.nn import SEGMENT
 
 #: A request for logits takes part with so few tokens at once that its logits stay small.
@@ -57,6 +57,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         width = min(cache.num_pages, -(-max_length // cache.page_size))
         self._block_tables = torch.zeros(max_num_seqs, width, dtype=torch.int32)
+        self._tables = BlockTables(self._block_tables)
 
     def plan(self) -> Step | None:
         """Choose the next step and reserve its pages; None when there is nothing to do."""
@@ -65,7 +66,7 @@ class Scheduler:
             sequences, counts = self._share_budget()
             handles = [sequence.handle for sequence in sequences]
             try:
-                copies = self.cache.step(handles, counts, self._block_tables)
+                copies = self.cache.step(handles, counts, self._tables)
             except OutOfPages:
                 if len(self.running) == 1:
                     # The judge of requests lets no sequence in that does not fit alone.

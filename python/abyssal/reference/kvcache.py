@@ -17,6 +17,20 @@ class OutOfPages(RuntimeError):
     """The page pool has fewer free pages than a step asked for; nothing was changed."""
 
 
+class BlockTables:
+    """An array that stays from step to step; here it is written anew by each.
+
+    Args:
+        array: Any array of two dimensions.
+    """
+
+    def __init__(self, array: Any) -> None:  # noqa: ANN401 - any array of two dimensions
+        self.array = array
+
+    def forget(self) -> None:
+        """Nothing is remembered."""
+
+
 class PageCache:
     """Deals out the pages of one latent cache; methods as ``abyssal.kvcache.PageCache``.
 
@@ -86,13 +100,17 @@ class PageCache:
         self,
         handles: Sequence[int],
         counts: Sequence[int],
-        block_tables_out: Any,  # noqa: ANN401 - any array of two dimensions
+        block_tables_out: Any,  # noqa: ANN401 - any array of two dimensions, or BlockTables
         written: Any = None,  # noqa: ANN401 - any array of one dimension
     ) -> list[tuple[int, int]]:
         """Reserve more tokens and write ``block_tables_out[i, :pages]``; all or nothing."""
         sequences = self._distinct(handles)
         if len(counts) != len(handles) or any(count < 0 for count in counts):
             raise ValueError("counts need one number of at least 0 for each handle")
+        if isinstance(block_tables_out, BlockTables):
+            if written is not None:
+                raise ValueError("written beside a BlockTables")
+            block_tables_out = block_tables_out.array
         rows, width = block_tables_out.shape
         if rows < len(handles):
             raise ValueError(f"{rows} rows for {len(handles)} handles")

@@ -11,6 +11,7 @@ use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
 use pyo3::types::{PyBool, PyBytes, PyDict};
 
+use crate::block_tables::Tables;
 use crate::error::BindError;
 use crate::integers::Integers;
 use crate::tensor::{Dtype, Tensor, reject_overlap};
@@ -55,7 +56,7 @@ const MANY: u64 = 4096;
 /// that is never given out twice; a closed sequence's handle is an error. Freed pages are dealt out before pages
 /// that were never used, and those from 0 upwards. Matching compares the tokens themselves; hashes only say where to
 /// look, with keys random for each cache. Work follows from the tokens that are new to a call, not from the length
-/// of a sequence. Calls from several threads take turns.
+/// of a sequence, but for the rows of an array that ``step`` writes whole. Calls from several threads take turns.
 ///
 /// Source: ``reference/kvcache.py``.
 #[pyclass(frozen, module = "abyssal.kvcache")]
@@ -185,10 +186,11 @@ impl PageCache {
     ///     handles: distinct handles: a list, a tuple, or a one-dimensional int32, int64 or uint32 array or tensor.
     ///     counts: the number of tokens to reserve for each, at least 0; as ``handles``.
     ///     block_tables_out: int32 array or tensor ``[rows, pages]``, contiguous, at least one row per handle. The
-    ///         first entries of row ``i`` become the page ids of sequence ``i``; all else is left as it was.
-    ///     written: int32 array or tensor, one entry per handle at least, for a caller who keeps the rows from step to
-    ///         step: the first ``written[i]`` entries of row ``i`` are those that the last step of sequence ``i`` left
-    ///         there (0: none). Only new entries are written then, and ``written[i]`` becomes their number.
+    ///         first entries of row ``i`` become the page ids of sequence ``i``; all else is left as it was. Rows of an
+    ///         array are written whole, whatever it holds; of a ``BlockTables``, which knows that, only what is new.
+    ///     written: int32 array or tensor, one entry per handle at least, for a caller who keeps count in place of a
+    ///         ``BlockTables``: the first ``written[i]`` entries of row ``i`` are those that the last step of sequence
+    ///         ``i`` left there (0: none). Only new entries are written then, and ``written[i]`` becomes their number.
     ///
     /// Returns:
     ///     A list of ``(from, to)``: pages whose rows the caller must copy before it writes anything. They come from
@@ -198,7 +200,7 @@ impl PageCache {
     ///     OutOfPages: the step needs more pages than are free; the message has both numbers.
     ///     TypeError: an argument of another kind.
     ///     ValueError: a stale or repeated handle, a negative count, too few rows or columns, strided or shared memory,
-    ///         or a ``written`` below 0 or above the pages of a sequence.
+    ///         or a ``written`` below 0, above the pages of a sequence, or beside a ``BlockTables``.
     ///
     /// Guarantees: all or nothing. No copy reads a page that another one writes.
     #[pyo3(signature = (handles, counts, block_tables_out, written = None))]
@@ -207,34 +209,36 @@ impl PageCache {
         py: Python<'_>,
         handles: &Bound<'_, PyAny>,
         counts: &Bound<'_, PyAny>,
-        mut block_tables_out: Tensor<'_>,
+        mut block_tables_out: Tables<'_>,
         mut written: Option<Tensor<'_>>,
     ) -> Result<Vec<(u32, u32)>, BindError> {
-        const NAME: &str = "block_tables_out";
         let handles = handle_list(handles)?;
         let counts = Integers::new("counts", counts)?.to_u64()?;
-        block_tables_out.expect_dtype(NAME, &[Dtype::I32])?;
-        let &[_, width] = block_tables_out.shape() else {
-            return Err(BindError::value_error(format!(
-                "{NAME}: expected shape [rows, pages], got {:?}",
-                block_tables_out.shape()
-            )));
-        };
         if let Some(written) = &written {
-            reject_overlap(&[(NAME, &block_tables_out), ("written", written)], &[])?;
+            let table = ("block_tables_out", &block_tables_out.tensor);
+            reject_overlap(&[table, ("written", written)], &[])?;
         }
         let written = written
             .as_mut()
             .map(|written| written_entries(written, handles.len()));
         let written = written.transpose()?;
-        let tables = block_tables_out.as_mut_slice::<i32>(NAME)?;
+        let kept = block_tables_out.kept.clone();
+        let mut kept = kept.as_ref().map(|kept| kept.get().lock(py));
+        if kept.is_some() && written.is_some() {
+            return Err(BindError::value_error(
+                "written: a BlockTables knows what its rows hold; pass one of the two",
+            ));
+        }
+        let (tables, width) = block_tables_out.entries()?;
+        let rows = kept.as_mut().map(|kept| kept.at(tables, width));
         let tokens = counts
             .iter()
             .fold(0_u64, |sum, &count| sum.saturating_add(count));
         let much = handles.len() as u64 >= MANY || tokens >= 16 * MANY;
-        let copies = self.call(py, much, |pages| match written {
-            None => pages.step(&handles, &counts, tables, width),
-            Some(written) => pages.step_kept(&handles, &counts, tables, width, written),
+        let copies = self.call(py, much, |pages| match (rows, written) {
+            (Some(rows), _) => pages.step_table(&handles, &counts, tables, width, rows),
+            (None, Some(written)) => pages.step_kept(&handles, &counts, tables, width, written),
+            (None, None) => pages.step(&handles, &counts, tables, width),
         })?;
         Ok(copies.iter().map(|copy| (copy.from.0, copy.to.0)).collect())
     }

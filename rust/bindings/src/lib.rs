@@ -9,6 +9,7 @@ use pyo3::prelude::*;
 
 use crate::error::BindError;
 
+mod block_tables;
 mod dlpack;
 mod dtype;
 mod error;
@@ -61,6 +62,8 @@ mod _core {
 
     #[pymodule_export]
     use super::cpu_tier;
+    #[pymodule_export]
+    use crate::block_tables::BlockTables;
     #[pymodule_export]
     use crate::error::OutOfPages;
     #[pymodule_export]

@@ -2,6 +2,7 @@
 
 use crate::events::{EventForm, Events};
 use crate::hash::TokenHasher;
+use crate::kept::CacheId;
 use crate::pages::Pages;
 use crate::pool::{PageCopy, PageId};
 use crate::sequence::{Sequence, Sharing};
@@ -11,6 +12,7 @@ use crate::{Error, Result};
 /// Deals out the pages of one latent cache. See the crate's documentation.
 #[derive(Debug)]
 pub struct PageCache {
+    pub(crate) id: CacheId,
     pub(crate) page_size: u64,
     pub(crate) reuse: bool,
     pub(crate) pages: Pages,
@@ -100,6 +102,7 @@ impl PageCache {
         let mut pages = Pages::new(num_pages, page_size, hasher)?;
         pages.prefix.events = options.events.then(Events::default);
         Ok(Self {
+            id: CacheId::new(),
             page_size: page_size as u64,
             reuse: options.reuse,
             pages,
@@ -258,6 +261,7 @@ impl PageCache {
             if let Some((_, from)) = next_copy.next_if(|&(owner, _)| owner == row) {
                 // The page to be copied makes way for a new last page.
                 sequence.pages.pop();
+                sequence.replaced += 1;
                 start = start.min(sequence.pages.len());
                 self.pages.allocate(1, &mut sequence.pages);
                 copies.extend(sequence.pages.last().map(|&to| PageCopy { from, to }));

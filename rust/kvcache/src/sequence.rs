@@ -18,6 +18,8 @@ use crate::salts::SaltId;
 #[derive(Debug, Clone)]
 pub(crate) struct Sequence {
     pub(crate) pages: Vec<PageId>,
+    /// How often the last page made way for a copy.
+    pub(crate) replaced: u64,
     pub(crate) reserved: u64,
     pub(crate) computed: u64,
     pub(crate) published: u64,
@@ -45,6 +47,7 @@ impl Sequence {
     pub(crate) fn new(salt: SaltId, root: Cursor) -> Self {
         Self {
             pages: Vec::new(),
+            replaced: 0,
             reserved: 0,
             computed: 0,
             published: 0,

@@ -12,7 +12,7 @@ mod naive;
 
 use std::collections::HashMap;
 
-use abyssal_kvcache::{Error, Handle, Limits, PageCache};
+use abyssal_kvcache::{Error, Handle, KeptRows, Limits, PageCache};
 use naive::Cache;
 
 const RUBBISH: u64 = u64::MAX;
@@ -58,6 +58,14 @@ struct Caller {
     written: i32,
 }
 
+/// What a step is told of its table.
+#[derive(Clone, Copy, PartialEq)]
+enum Mode {
+    Anew,
+    Written,
+    Table,
+}
+
 struct World {
     random: Random,
     real: PageCache,
@@ -65,6 +73,9 @@ struct World {
     page_size: usize,
     num_pages: usize,
     memory: Vec<u64>,
+    /// A block table that is kept, and what is known of its rows.
+    table: Vec<i32>,
+    kept: KeptRows,
     open: Vec<Caller>,
     closed: Vec<Handle>,
     /// Prompts seen so far: new ones begin like them.
@@ -84,6 +95,8 @@ impl World {
             page_size,
             num_pages,
             memory: vec![RUBBISH; num_pages * page_size],
+            table: vec![-1; 4 * num_pages],
+            kept: KeptRows::default(),
             open: Vec::new(),
             closed: Vec::new(),
             prompts: vec![Vec::new()],
@@ -186,8 +199,13 @@ impl World {
                 .flat_map(|&(pick, _)| open[pick].row.clone())
                 .collect()
         };
-        let mut tables = rows(&self.open);
-        let kept = self.random.below(2) == 0;
+        let mode = *self.random.pick(&[Mode::Anew, Mode::Written, Mode::Table]);
+        // The last mode finds in a row what the step before left there, whose ever it was.
+        let old_tables = match mode {
+            Mode::Table => self.table.clone(),
+            _ => rows(&self.open),
+        };
+        let mut tables = old_tables.clone();
         let mut written: Vec<i32> = picks
             .iter()
             .map(|&(pick, _)| self.open[pick].written)
@@ -197,12 +215,11 @@ impl World {
             .map(|&(name, _)| self.naive.get(name).reserved)
             .collect();
         let before = self.real.stats();
-        let result = if kept {
-            self.real
-                .step_kept(&handles, &counts, &mut tables, self.num_pages, &mut written)
-        } else {
-            self.real
-                .step(&handles, &counts, &mut tables, self.num_pages)
+        let (real, width) = (&mut self.real, self.num_pages);
+        let result = match mode {
+            Mode::Anew => real.step(&handles, &counts, &mut tables, width),
+            Mode::Written => real.step_kept(&handles, &counts, &mut tables, width, &mut written),
+            Mode::Table => real.step_table(&handles, &counts, &mut tables, width, &mut self.kept),
         };
         match (result, self.naive.step(&names)) {
             (Ok(copies), Ok(expected)) => {
@@ -225,7 +242,7 @@ impl World {
                     }
                     self.open[pick].row = table.to_vec();
                     self.open[pick].written = pages.len() as i32;
-                    assert!(!kept || written[row] as usize == pages.len());
+                    assert!(mode != Mode::Written || written[row] as usize == pages.len());
                     for place in reserved[row]..reserved[row] + count {
                         let at = self.place(pick, place as usize);
                         self.memory[at] = RUBBISH;
@@ -235,10 +252,13 @@ impl World {
             (Err(Error::OutOfPages { asked, free }), Err(expected)) => {
                 assert_eq!((asked, free), expected);
                 assert_eq!(self.real.stats(), before);
-                assert_eq!(tables, rows(&self.open), "a refused step wrote the table");
+                assert_eq!(tables, old_tables, "a refused step wrote the table");
                 self.count("refused steps", 1);
             }
             (real, naive) => panic!("{real:?}, the naive cache {naive:?}"),
+        }
+        if mode == Mode::Table {
+            self.table = tables;
         }
     }
 

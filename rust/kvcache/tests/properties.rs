@@ -3,7 +3,7 @@
 // A failed expectation is how these tests fail.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use abyssal_kvcache::{Error, Handle, Limits, Options, PageCache};
+use abyssal_kvcache::{Error, Handle, KeptRows, Limits, Options, PageCache};
 
 #[test]
 fn of_three_holders_of_a_half_filled_page_two_copy_it() {
@@ -356,4 +356,78 @@ fn kept_rows_are_written_from_where_they_end() {
     }
     cache.close(fork).unwrap();
     cache.audit().unwrap();
+}
+
+#[test]
+fn a_kept_table_gets_only_what_is_new_to_its_rows() {
+    let mut cache = PageCache::new(8, 2).unwrap();
+    let [first, second] = [(); 2].map(|()| cache.open(&[], b"").unwrap().0);
+    let (mut table, mut kept) = ([-1; 8], KeptRows::default());
+    cache
+        .step_table(&[first, second], &[3, 2], &mut table, 4, &mut kept)
+        .unwrap();
+    assert_eq!(table, [0, 1, -1, -1, 2, -1, -1, -1]);
+    // The marks show what is written.
+    table = [70, -1, -1, -1, 71, -1, -1, -1];
+    cache
+        .step_table(&[first, second], &[2, 1], &mut table, 4, &mut kept)
+        .unwrap();
+    assert_eq!(table, [70, -1, 3, -1, 71, 4, -1, -1]);
+    // A row of another sequence is written whole; the one behind it keeps what it holds.
+    cache
+        .step_table(&[second], &[0], &mut table, 4, &mut kept)
+        .unwrap();
+    assert_eq!(table, [2, 4, 3, -1, 71, 4, -1, -1]);
+    cache
+        .step_table(&[first, second], &[0, 0], &mut table, 4, &mut kept)
+        .unwrap();
+    assert_eq!(table, [0, 1, 3, -1, 71, 4, -1, -1]);
+    kept.forget();
+    cache
+        .step_table(&[first, second], &[0, 0], &mut table, 4, &mut kept)
+        .unwrap();
+    assert_eq!(table, [0, 1, 3, -1, 2, 4, -1, -1]);
+    cache.audit().unwrap();
+}
+
+#[test]
+fn a_kept_table_notices_a_copy_that_another_table_was_told_of() {
+    let mut cache = PageCache::new(8, 2).unwrap();
+    let (handle, _) = cache.open(&[], b"").unwrap();
+    let (mut table, mut kept) = ([-1; 8], KeptRows::default());
+    cache
+        .step_table(&[handle], &[3], &mut table, 8, &mut kept)
+        .unwrap();
+    cache.commit(&[handle], &[3], &[false]).unwrap();
+    let fork = cache.fork(handle).unwrap();
+    let copies = cache.step(&[handle], &[1], &mut [0; 8], 8).unwrap();
+    assert_eq!(copies.len(), 1);
+    cache
+        .step_table(&[handle], &[1], &mut table, 8, &mut kept)
+        .unwrap();
+    assert_eq!(table[..4], [0, 2, 3, -1]);
+    cache.close(fork).unwrap();
+    cache.audit().unwrap();
+}
+
+#[test]
+fn a_kept_table_tells_two_caches_apart() {
+    let (mut table, mut kept) = ([-1; 8], KeptRows::default());
+    let mut one = PageCache::new(8, 1).unwrap();
+    let mut other = PageCache::new(8, 1).unwrap();
+    other.open(&[], b"").unwrap();
+    let (filler, _) = one.open(&[], b"").unwrap();
+    let handles = [
+        one.open(&[], b"").unwrap().0,
+        other.open(&[], b"").unwrap().0,
+    ];
+    assert_eq!(handles[0], handles[1]);
+    one.step(&[filler], &[3], &mut [0; 8], 8).unwrap();
+    one.step_table(&[handles[0]], &[2], &mut table, 8, &mut kept)
+        .unwrap();
+    assert_eq!(table[..3], [3, 4, -1]);
+    other
+        .step_table(&[handles[1]], &[2], &mut table, 8, &mut kept)
+        .unwrap();
+    assert_eq!(table[..3], [0, 1, -1]);
 }
