@@ -10,25 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from abyssal.reference.published import Node, OpenSequence
+from abyssal.reference.published import BlockTables, Node, OpenSequence
+
+__all__ = ["BlockTables", "OutOfPages", "PageCache"]
 
 
 class OutOfPages(RuntimeError):
     """The page pool has fewer free pages than a step asked for; nothing was changed."""
-
-
-class BlockTables:
-    """An array that stays from step to step; here it is written anew by each.
-
-    Args:
-        array: Any array of two dimensions.
-    """
-
-    def __init__(self, array: Any) -> None:  # noqa: ANN401 - any array of two dimensions
-        self.array = array
-
-    def forget(self) -> None:
-        """Nothing is remembered."""
 
 
 class PageCache:

@@ -1,8 +1,9 @@
-"""Parts of the plain page cache: a published page, and a sequence on its way through pages."""
+"""Parts of the plain page cache: a published page, a sequence on its way, tables that stay."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 
 @dataclass(eq=False)
@@ -44,3 +45,17 @@ class OpenSequence:
         """The same with lists of its own."""
         pages, known, chain = list(self.pages), list(self.known), list(self.chain)
         return replace(self, pages=pages, known=known, chain=chain)
+
+
+class BlockTables:
+    """An array that stays from step to step; here it is written anew by each.
+
+    Args:
+        array: Any array of two dimensions.
+    """
+
+    def __init__(self, array: Any) -> None:  # noqa: ANN401 - any array of two dimensions
+        self.array = array
+
+    def forget(self) -> None:
+        """Nothing is remembered."""
