@@ -23,6 +23,7 @@ __all__ = [
     "gate_direct",
     "gate_route",
     "get_num_threads",
+    "greedy",
     "kernel_tier",
     "linear",
     "mla_attention",
@@ -32,6 +33,7 @@ __all__ = [
     "prefer_large_pages",
     "quantize_fp8",
     "quantize_mxfp4",
+    "rms_norm",
     "route",
     "route_direct",
     "route_table",
@@ -163,6 +165,8 @@ def write_latents(
     eps: float,
     num_threads: int = 1,
 ) -> None: ...
+def rms_norm(x: object, weight: object, eps: float, out: object) -> None: ...
+def greedy(logits: object) -> list[int]: ...
 
 @final
 class Experts:

@@ -14,6 +14,7 @@ from itertools import count
 
 import torch
 
+from abyssal import ops
 from abyssal.engine.runner import Runner
 from abyssal.engine.sampler import logprobs, sample
 from abyssal.engine.scheduler import Scheduler, Step
@@ -115,7 +116,7 @@ class EngineCore:
     def _advance(self, step: Step, logits: torch.Tensor, changed: dict[int, Request]) -> None:
         """Commit the step's tokens and use its logits."""
         self._commit(step)
-        finite = logits.isfinite().all(-1).tolist()
+        likeliest = ops.greedy(logits)
         row = 0
         for sequence, taken in zip(step.sequences, step.counts, strict=True):
             request = sequence.request
@@ -124,7 +125,7 @@ class EngineCore:
             if not rows:
                 continue
             changed[request.number] = request
-            if not all(finite[row : row + rows]):
+            if -1 in likeliest[row : row + rows]:
                 self._fail(sequence)
             elif request.logits is not None:
                 request.logits[sequence.computed - taken : sequence.computed] = logits[
@@ -134,7 +135,7 @@ class EngineCore:
                     self._end(sequence, "stop")
             else:
                 for each in (sequence, *self._forks(sequence)):
-                    self._extend(each, logits[row])
+                    self._extend(each, logits[row], likeliest[row])
             row += rows
 
     def _commit(self, step: Step) -> None:
@@ -166,7 +167,7 @@ class EngineCore:
         self.scheduler.running += made
         return made
 
-    def _extend(self, sequence: Sequence, row: torch.Tensor) -> None:
+    def _extend(self, sequence: Sequence, row: torch.Tensor, best: int) -> None:
         """Draw the next token and decide whether it ends the answer."""
         request, params = sequence.request, sequence.request.params
         assert params is not None
@@ -181,6 +182,7 @@ class EngineCore:
             prompt=request.prompt_ids if params.repetition_penalty != 1.0 else (),
             answer=sequence.answer,
             banned=ends + stops if length < params.min_tokens else (),
+            best=best,
         )
         report = None if params.logprobs is None else logprobs(row, token, params.logprobs)
         sequence.torn = True

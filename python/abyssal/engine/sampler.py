@@ -63,6 +63,7 @@ def sample(
     prompt: Sequence[int] = (),
     answer: Sequence[int] = (),
     banned: Sequence[int] = (),
+    best: int | None = None,
 ) -> int:
     """Draw the token at ``position``.
 
@@ -74,18 +75,20 @@ def sample(
         prompt: Token ids before the answer, for the repetition penalty.
         answer: Token ids of the answer so far, for the penalties.
         banned: Ids that must not be drawn (end tokens before ``min_tokens``).
+        best: The id of the largest logit, if it is known.
 
     Returns:
         The token id.
 
     Guarantees: ties go to the lowest id; the result depends on the arguments alone.
     """
+    given = row
     row = _penalized(row, params, prompt, answer)
     if banned:
         row = row.clone()
         row[list(banned)] = -torch.inf
     if params.greedy:
-        return int(row.argmax())
+        return int(row.argmax()) if best is None or row is not given else best
     scores = row.double() / params.temperature
     ids, probabilities = _kept(scores, params)
     sums = probabilities.cumsum(0)

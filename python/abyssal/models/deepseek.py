@@ -107,7 +107,7 @@ class DecoderLayer(nn.Module):
         Returns:
             A tensor like ``hidden``.
         """
-        normalized = self.input_norm(hidden).to(self.dtype)
+        normalized = self.input_norm(hidden, self.dtype)
         if batch is None or cache is None:
             added = self.attention.forward_sequence(normalized, cos, sin)
         else:
@@ -115,7 +115,7 @@ class DecoderLayer(nn.Module):
         hidden = hidden + added
         if on_layer:
             on_layer(self.index, "attention", added)
-        normalized = self.post_norm(hidden).to(self.dtype)
+        normalized = self.post_norm(hidden, self.dtype)
         if self.moe is None:
             added = cast(MLP, self.mlp)(normalized)
         else:
@@ -283,5 +283,9 @@ class DeepseekModel(nn.Module):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Score the vocabulary: f32 ``[..., vocab_size]`` of normalized ``hidden``."""
-        scores: torch.Tensor = self.head(hidden.to(self.dtype))
+        hidden = hidden.to(self.dtype)
+        if self.head.path(hidden) == "compiled":
+            # Of float32 activations the scores are float32: not rounded on their way.
+            hidden = hidden.float()
+        scores: torch.Tensor = self.head(hidden)
         return scores.float()

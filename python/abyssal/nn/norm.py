@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from abyssal import ops
+
 
 class RMSNorm(nn.Module):
     """``x / sqrt(mean(x^2) + eps) * weight`` over the last dimension.
@@ -24,8 +26,6 @@ class RMSNorm(nn.Module):
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(size, dtype=dtype))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalize ``x [..., size]``; the result has its type."""
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)
+    def forward(self, x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """Normalize ``x [..., size]``; the result has its type unless another one is given."""
+        return ops.rms_norm(x, self.weight, self.eps, dtype=dtype)

@@ -1,13 +1,14 @@
 """Operations on tensors, each checked, fast on the CPU, and plain PyTorch elsewhere.
 
-The same functions are registered as ``torch.ops.abyssal``, and ``abyssal.reference`` has them under
-the same names.
+Those that PyTorch cannot trace are registered as ``torch.ops.abyssal`` too, and
+``abyssal.reference`` has all of them under the same names.
 """
 
 from . import registration
 from .attention import mla_attention, write_latents
 from .experts import Experts
 from .gate import gate_route
+from .norm import greedy, rms_norm
 from .products import fp8_linear, linear, mxfp4_linear
 from .quant import dequantize_fp8, dequantize_mxfp4, quantize_fp8, quantize_mxfp4
 from .routing import permute, route, route_table
@@ -18,6 +19,7 @@ __all__ = [
     "dequantize_mxfp4",
     "fp8_linear",
     "gate_route",
+    "greedy",
     "linear",
     "mla_attention",
     "mxfp4_linear",
@@ -25,6 +27,7 @@ __all__ = [
     "quantize_fp8",
     "quantize_mxfp4",
     "registration",
+    "rms_norm",
     "route",
     "route_table",
     "write_latents",

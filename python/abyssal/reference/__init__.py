@@ -6,6 +6,7 @@ Nothing here calls compiled code of this package.
 from .attention import mla_attention, write_latents
 from .experts import expert_output
 from .gate import gate_logits, gate_route
+from .norm import greedy, rms_norm
 from .products import fp8_linear, linear, mxfp4_linear
 from .quant import dequantize_fp8, dequantize_mxfp4, quantize_fp8, quantize_mxfp4
 from .routing import permute, route, route_table
@@ -18,12 +19,14 @@ __all__ = [
     "fp8_linear",
     "gate_logits",
     "gate_route",
+    "greedy",
     "linear",
     "mla_attention",
     "mxfp4_linear",
     "permute",
     "quantize_fp8",
     "quantize_mxfp4",
+    "rms_norm",
     "route",
     "route_table",
     "router_scores",

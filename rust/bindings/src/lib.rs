@@ -20,6 +20,7 @@ mod kvcache;
 mod linear;
 mod map;
 mod mla;
+mod norm;
 mod quant;
 mod routing;
 mod saved;
@@ -80,6 +81,8 @@ mod _core {
     use crate::map::IdBuffer;
     #[pymodule_export]
     use crate::mla::{mla_attention, write_latents};
+    #[pymodule_export]
+    use crate::norm::{greedy, rms_norm};
     #[pymodule_export]
     use crate::quant::{
         dequantize_fp8, dequantize_mxfp4, prefer_large_pages, quantize_fp8, quantize_mxfp4,

@@ -7,10 +7,9 @@ use abyssal_quant::Element;
 
 use super::error::{Error, expect_length};
 use super::work::Shared;
+use crate::norm::normalize;
 use crate::pool;
 
-/// Lanes of the sum of squares.
-const LANES: usize = 16;
 /// Tokens of a task, and numbers that are worth a thread.
 const TOKENS: usize = 16;
 const WORK_PER_THREAD: usize = 1 << 14;
@@ -134,33 +133,4 @@ fn distinct(slots: &[i64]) -> bool {
     let mut sorted = slots.to_vec();
     sorted.sort_unstable();
     sorted.windows(2).all(|pair| pair[0] != pair[1])
-}
-
-/// `x / sqrt(mean(x^2) + eps)`, rounded to the type of `x`, times the weight.
-fn normalize<T: Element, W: Element>(x: &[T], weight: &[W], eps: f32, out: &mut [f32]) {
-    let mut lanes = [0.0_f32; LANES];
-    for chunk in x.chunks(LANES) {
-        for (lane, value) in lanes.iter_mut().zip(chunk) {
-            let value = value.load();
-            *lane += value * value;
-        }
-    }
-    let mut width = LANES;
-    while width > 1 {
-        width /= 2;
-        for lane in 0..width {
-            lanes[lane] += lanes[lane + width];
-        }
-    }
-    let factor = 1.0 / (lanes[0] / x.len() as f32 + eps).sqrt();
-    // A product of two half-width tensors is one; any other pair's is float32.
-    let narrow = size_of::<T>() == 2 && size_of::<W>() == 2;
-    for ((out, value), weight) in out.iter_mut().zip(x).zip(weight) {
-        let value = T::store(value.load() * factor).load() * weight.load();
-        *out = if narrow {
-            T::store(value).load()
-        } else {
-            value
-        };
-    }
 }
