@@ -35,7 +35,7 @@ pub(crate) const PANEL_TOKENS: usize = 256;
 /// Columns unpacked together: with 64 rows, a quarter of a small second-level cache.
 const SCRATCH_COLUMNS: usize = 512;
 /// How far ahead lines are asked for.
-const AHEAD_BYTES: usize = 8192;
+const AHEAD_BYTES: usize = 16_384;
 const LINE: usize = 64;
 /// Multiplications that are worth a thread.
 const WORK_PER_THREAD: usize = 1 << 15;

@@ -9,6 +9,9 @@ use super::arithmetic::Arithmetic;
 const LEFT: usize = 4;
 /// Rows of the right side in a tile.
 const RIGHT: usize = 3;
+/// Rows of the right side that stay in the nearest cache while all rows of the left side pass: with four of those, 576
+/// numbers wide, 30 KB.
+const NEAR: usize = 9;
 /// Registers of a row in a tile of a weighted sum: with two rows, twelve chains, two weights and one value are fifteen
 /// registers.
 const WIDE: usize = 6;
@@ -45,16 +48,29 @@ pub(super) struct Grid {
 /// The tier's instructions are there, the rows are readable, the grid writable, `width` is a multiple of `L::WIDTH`.
 #[inline(always)]
 pub(super) unsafe fn dots<L: Arithmetic>(left: Rows, right: Rows, width: usize, out: Grid) {
-    let mut row = 0;
+    let mut first = 0;
     // SAFETY: as the caller promises; tiles stay within the rows.
     unsafe {
-        while row + LEFT <= left.count {
-            dot_row::<L, LEFT>(left, row, right, width, out);
-            row += LEFT;
-        }
-        while row < left.count {
-            dot_row::<L, 1>(left, row, right, width, out);
-            row += 1;
+        while first < right.count {
+            let near = Rows {
+                start: right.at(first),
+                count: NEAR.min(right.count - first),
+                ..right
+            };
+            let out = Grid {
+                start: out.start.add(first * out.strides.1),
+                ..out
+            };
+            let mut row = 0;
+            while row + LEFT <= left.count {
+                dot_row::<L, LEFT>(left, row, near, width, out);
+                row += LEFT;
+            }
+            while row < left.count {
+                dot_row::<L, 1>(left, row, near, width, out);
+                row += 1;
+            }
+            first += NEAR;
         }
     }
 }

@@ -94,9 +94,9 @@ impl Product<'_> {
     ) {
         let whole = self.matrix.columns / L::GROUP;
         let starts: [*const u8; N] = std::array::from_fn(|row| rows.start(first + row));
-        // The same place of the rows that come as many tiles later as make the distance.
-        let tile_bytes = (N * rows.row_bytes()).max(1);
-        let ahead = AHEAD_BYTES.div_ceil(tile_bytes) * tile_bytes;
+        // The rows lie one after the other, and what comes is asked for in that order, not as the rows are read: that
+        // is the one order in which memory is as fast as it gets.
+        let coming = starts[0].wrapping_add(AHEAD_BYTES);
         let mut asked = 0;
         // SAFETY: the caller has the tier's instructions; whole groups lie in their rows, and the tokens have `width`
         // elements each, which the groups of a row do not exceed.
@@ -105,10 +105,8 @@ impl Product<'_> {
             let mut seen = [L::zero(); N];
             for group in 0..whole {
                 let offset = group * R::GROUP_BYTES;
-                while asked < offset + R::GROUP_BYTES {
-                    for start in starts {
-                        prefetch(start.wrapping_add(ahead + asked));
-                    }
+                while asked < N * (offset + R::GROUP_BYTES) {
+                    prefetch(coming.wrapping_add(asked));
                     asked += LINE;
                 }
                 let x = x.map(|x| x.wrapping_add(group * L::GROUP));
