@@ -98,6 +98,8 @@ def lines(llm: LLM, contexts: Sequence[int], steps: int, repetitions: int) -> It
     """
     check(llm, contexts, steps, repetitions)
     generator = random.Random(0)
+    # The first pass finds the weights on the disk, and starts the threads.
+    list(_arrivals(llm, [0] * min(16, min(contexts)), 1))
     for context in contexts:
         prompts, taken = [], []
         for _ in range(repetitions):

@@ -45,11 +45,7 @@ pub(crate) fn rms_norm(
         ($x:expr, $weight:expr) => {
             match types.2 {
                 Dtype::F32 => call!($x, $weight, out.as_mut_slice::<f32>("out")?),
-                _ => call!(
-                    $x,
-                    $weight,
-                    Bf16::from_bits_mut(out.as_mut_slice("out")?)
-                ),
+                _ => call!($x, $weight, Bf16::from_bits_mut(out.as_mut_slice("out")?)),
             }
         };
     }

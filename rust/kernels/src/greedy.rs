@@ -37,9 +37,7 @@ mod tests {
         if logits.iter().any(|value| !value.is_finite()) {
             return None;
         }
-        (0..logits.len()).reduce(|best, at| {
-            if logits[at] > logits[best] { at } else { best }
-        })
+        (0..logits.len()).reduce(|best, at| if logits[at] > logits[best] { at } else { best })
     }
 
     #[test]
