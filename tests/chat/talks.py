@@ -124,11 +124,19 @@ class Talk:
         return {function["name"]: f"f{place}" for place, function in enumerate(functions)}
 
     def texts(self, rng: random.Random, tokens: list[str]) -> dict[str, str]:
-        """Draw a hostile text for each placeholder."""
-        drawn = {}
+        """Draw a hostile text for each placeholder.
+
+        No two plain texts are equal: two arguments of one name would be one argument.
+        """
+        drawn: dict[str, str] = {}
+        taken = set()
         for count in range(1, self._count + 1):
             place = f"Q{count}Q"
             drawn[place] = hostile_text(rng, tokens, plain=place in self.plain)
+            while place in self.plain and drawn[place] in taken:
+                drawn[place] = hostile_text(rng, tokens, plain=True)
+            if place in self.plain:
+                taken.add(drawn[place])
             if place in self.assistant:
                 # Formats drop earlier reasoning by looking for this in an assistant's content.
                 drawn[place] = drawn[place].replace("</think>", "</thin-k>")
