@@ -163,14 +163,18 @@ pub(crate) struct Cache {
     most_lines: usize,
     /// How many short pieces were forgotten since there are so many lines.
     forgotten: usize,
-    /// Hash, places of the bytes and of the tokens, length and count; a length of 0 is a free slot.
+    /// Hash, places of the bytes and of the tokens, length and count; a length of 0 is a free slot. All slots that there
+    /// may ever be: those beyond `slot_mask` are never touched, and so take no memory.
     slots: Vec<[u32; 4]>,
-    most_slots: usize,
+    slot_mask: usize,
     /// Slots taken since there are so many.
     taken: usize,
+    /// Room for all from the first long piece on, which takes memory as it is filled.
     bytes: Vec<u8>,
     tokens: Vec<u32>,
     most_bytes: usize,
+    /// Bytes of both that were in use when all was forgotten.
+    used: usize,
 }
 
 impl Cache {
@@ -181,17 +185,17 @@ impl Cache {
         let most_lines = power(size / 3 / (8 * LINE)).max(2);
         let lines = power(expected / LINE_PER_BYTES).clamp(2, most_lines.min(MOST_FIRST_LINES));
         let most_slots = power(size / 6 / 16);
-        let slots = most_slots.min(FIRST_SLOTS);
         Self {
-            lines: Lines::new(lines),
+            lines: Lines::new(lines, most_lines),
             most_lines,
             forgotten: 0,
-            slots: vec![[0; 4]; slots],
-            most_slots,
+            slots: vec![[0; 4]; most_slots],
+            slot_mask: most_slots.min(FIRST_SLOTS) - 1,
             taken: 0,
             bytes: Vec::new(),
             tokens: Vec::new(),
             most_bytes: size / 4,
+            used: 0,
         }
     }
 
@@ -205,7 +209,7 @@ impl Cache {
     pub(crate) fn view(&self) -> View<'_> {
         View {
             lines: self.lines.all(),
-            slots: &self.slots,
+            slots: &self.slots[..=self.slot_mask],
         }
     }
 
@@ -269,18 +273,23 @@ impl Cache {
     /// Twice as many lines, with the entries that there are.
     #[cold]
     fn double(&mut self) {
-        let lines = Lines::new(self.lines.len() * 2);
-        let old = std::mem::replace(&mut self.lines, lines);
-        for at in 0..old.len() {
-            let line = *old.get(at);
-            for way in [1, 0] {
-                let high = line[2 * way + 1];
-                if high != 0 {
-                    let key = Key {
-                        low: line[2 * way],
-                        high: high & ((1 << COUNT_SHIFT) - 1),
-                    };
-                    self.put(key, high, [line[4 + 2 * way], line[5 + 2 * way]]);
+        let before = self.lines.len();
+        self.lines.double();
+        // What stands in two lines side by side goes to these, or to the two as far on as there were lines.
+        for at in (0..before).step_by(2) {
+            let pair = [*self.lines.get(at), *self.lines.get(at + 1)];
+            self.lines.set(at, [0; LINE]);
+            self.lines.set(at + 1, [0; LINE]);
+            for line in pair {
+                for way in [1, 0] {
+                    let high = line[2 * way + 1];
+                    if high != 0 {
+                        let key = Key {
+                            low: line[2 * way],
+                            high: high & ((1 << COUNT_SHIFT) - 1),
+                        };
+                        self.put(key, high, [line[4 + 2 * way], line[5 + 2 * way]]);
+                    }
                 }
             }
         }
@@ -309,10 +318,8 @@ impl Cache {
     pub(crate) fn long(&self, hash: u64, piece: &[u8]) -> Option<&[u32]> {
         for step in 0..REACH {
             let [tag, bytes, tokens, sizes] =
-                self.slots[(hash as usize).wrapping_add(step) & (self.slots.len() - 1)];
-            if sizes == 0 {
-                return None;
-            }
+                self.slots[(hash as usize).wrapping_add(step) & self.slot_mask];
+            // Behind a free slot another may still be taken: the number of slots has doubled.
             if tag == (hash >> 32) as u32 && (sizes & 0xffff) as usize == piece.len() {
                 let start = bytes as usize;
                 if self.bytes.get(start..start + piece.len()) == Some(piece) {
@@ -332,13 +339,16 @@ impl Cache {
         let full = self.bytes.len() + piece.len() > self.most_bytes
             || (self.tokens.len() + tokens.len()) * 4 > self.most_bytes;
         if full {
-            self.slots.fill([0; 4]);
+            self.used = self.long_bytes();
+            self.slots[..=self.slot_mask].fill([0; 4]);
             self.taken = 0;
             self.bytes.clear();
             self.tokens.clear();
         }
-        grow(&mut self.bytes, piece.len(), self.most_bytes);
-        grow(&mut self.tokens, tokens.len(), self.most_bytes / 4);
+        if self.bytes.capacity() == 0 {
+            self.bytes.reserve_exact(self.most_bytes);
+            self.tokens.reserve_exact(self.most_bytes / 4);
+        }
         let slot = [
             (hash >> 32) as u32,
             self.bytes.len() as u32,
@@ -347,7 +357,7 @@ impl Cache {
         ];
         self.bytes.extend_from_slice(piece);
         self.tokens.extend_from_slice(tokens);
-        if self.taken > self.slots.len() / 2 && self.slots.len() < self.most_slots {
+        if self.taken > self.slot_mask / 2 && self.slot_mask + 1 < self.slots.len() {
             self.double_slots();
         }
         self.take_slot(hash, slot);
@@ -355,7 +365,7 @@ impl Cache {
 
     /// Writes a slot where its hash wants it, over another when all places are taken.
     fn take_slot(&mut self, hash: u64, slot: [u32; 4]) {
-        let at = |step: usize| (hash as usize).wrapping_add(step) & (self.slots.len() - 1);
+        let at = |step: usize| (hash as usize).wrapping_add(step) & self.slot_mask;
         let free = (0..REACH).map(at).find(|&at| self.slots[at][3] == 0);
         self.taken += usize::from(free.is_some());
         let at = free.unwrap_or_else(|| at(slot[1] as usize % REACH));
@@ -365,32 +375,33 @@ impl Cache {
     /// Twice as many slots, with what they point at.
     #[cold]
     fn double_slots(&mut self) {
-        let slots = vec![[0; 4]; self.slots.len() * 2];
-        let old = std::mem::replace(&mut self.slots, slots);
-        self.taken = 0;
-        for slot in old.into_iter().filter(|slot| slot[3] != 0) {
+        let before = self.slot_mask + 1;
+        self.slot_mask = 2 * before - 1;
+        for at in 0..before {
+            let slot = self.slots[at];
             let start = slot[1] as usize;
-            let piece = self.bytes.get(start..start + (slot[3] & 0xffff) as usize);
-            if let Some(hash) = piece.map(Self::hash_of) {
+            let length = (slot[3] & 0xffff) as usize;
+            let Some(piece) = self.bytes.get(start..start + length) else {
+                continue;
+            };
+            let hash = Self::hash_of(piece);
+            // The first ones may be there because the last were taken.
+            if length > 0 && (at < REACH || hash as usize & before != 0) {
+                self.slots[at] = [0; 4];
+                self.taken -= 1;
                 self.take_slot(hash, slot);
             }
         }
     }
 
+    /// Bytes of the long pieces and of their tokens.
+    fn long_bytes(&self) -> usize {
+        self.used.max(self.bytes.len() + self.tokens.len() * 4)
+    }
+
     /// Bytes of memory taken.
     fn size(&self) -> usize {
-        self.lines.len() * 8 * LINE
-            + self.slots.len() * 16
-            + self.bytes.capacity()
-            + self.tokens.capacity() * 4
-    }
-}
-
-/// Makes room for `more`, doubling, but never beyond `most`.
-fn grow<T>(list: &mut Vec<T>, more: usize, most: usize) {
-    if list.capacity() - list.len() < more {
-        let wanted = (list.capacity() * 2).max(1 << 12).min(most);
-        list.reserve_exact(wanted.saturating_sub(list.len()).max(more));
+        self.lines.len() * 8 * LINE + (self.slot_mask + 1) * 16 + self.long_bytes()
     }
 }
 

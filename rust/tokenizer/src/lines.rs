@@ -10,32 +10,48 @@ const LARGE_PAGE: usize = 2 << 20;
 /// A power of two of lines, zero at first.
 #[derive(Debug)]
 pub(crate) struct Lines {
-    /// With room to begin at a multiple of the alignment. What is not used is never touched, and so takes no memory.
+    /// All lines that there may ever be, with room to begin at a multiple of the alignment: memory given back while
+    /// others ask for some is memory that an allocator keeps. What is not used is never touched, and so takes none.
     words: Vec<u64>,
     start: usize,
     mask: usize,
 }
 
 impl Lines {
-    /// `count` lines, a power of two.
-    pub(crate) fn new(count: usize) -> Self {
-        debug_assert!(count.is_power_of_two());
-        let bytes = count * LINE * 8;
+    /// `count` lines and room for `most`, both powers of two.
+    pub(crate) fn new(count: usize, most: usize) -> Self {
+        debug_assert!(count.is_power_of_two() && most.is_power_of_two() && count <= most);
+        let bytes = most * LINE * 8;
         let align = if bytes >= LARGE_PAGE {
             LARGE_PAGE
         } else {
             LINE * 8
         };
         // Zeroed memory comes from the system as it is: nothing is written here.
-        let mut words = vec![0_u64; count * LINE + align / 8];
+        let words = vec![0_u64; most * LINE + align / 8];
         let start = (words.as_ptr() as usize).wrapping_neg() % align / 8;
-        if bytes >= LARGE_PAGE {
-            simd::advise_large_pages(&mut words[start..start + count * LINE]);
-        }
-        Self {
+        let mut lines = Self {
             words,
             start,
             mask: count - 1,
+        };
+        lines.advise(0);
+        lines
+    }
+
+    /// As many lines again, all zero. There has to be room.
+    pub(crate) fn double(&mut self) {
+        let before = self.len();
+        self.mask = 2 * before - 1;
+        debug_assert!(self.place(self.mask) + LINE <= self.words.len());
+        self.advise(before);
+    }
+
+    /// Large pages for the lines from `first` on.
+    fn advise(&mut self, first: usize) {
+        let (first, end) = (self.place(first), self.place(self.mask) + LINE);
+        if self.len() * LINE * 8 >= LARGE_PAGE {
+            simd::advise_large_pages(&mut self.words[first..end]);
         }
     }
 
@@ -80,7 +96,7 @@ mod tests {
     #[test]
     fn lines_begin_where_the_processors_do_and_keep_what_is_written() {
         for count in [1, 4, 1 << 15] {
-            let mut lines = Lines::new(count);
+            let mut lines = Lines::new(count, 2 * count);
             assert_eq!(lines.len(), count);
             for at in 0..count {
                 assert_eq!(std::ptr::from_ref(lines.get(at)) as usize % 64, 0);
@@ -89,6 +105,12 @@ mod tests {
             }
             for at in 0..count {
                 assert_eq!(*lines.get(at + count), [at as u64; LINE]);
+            }
+            lines.double();
+            assert_eq!(lines.len(), 2 * count);
+            for at in 0..count {
+                assert_eq!(*lines.get(at), [at as u64; LINE]);
+                assert_eq!(*lines.get(at + count), [0; LINE]);
             }
         }
     }

@@ -31,7 +31,7 @@ impl Whole {
         };
         let lines = (count / 2).next_power_of_two().max(2);
         let mut whole = Self {
-            lines: Lines::new(lines),
+            lines: Lines::new(lines, lines),
         };
         let mut reached = vec![false; strings.len()];
         for rank in 0..count as u32 {
@@ -56,8 +56,9 @@ impl Whole {
     /// All tokens that `strings` has the bytes of.
     pub(crate) fn all(strings: &Strings) -> Self {
         let count = strings.len();
+        let lines = (count / 2).next_power_of_two().max(2);
         let mut whole = Self {
-            lines: Lines::new((count / 2).next_power_of_two().max(2)),
+            lines: Lines::new(lines, lines),
         };
         for id in 0..count as u32 {
             if let Some(bytes) = strings

@@ -211,16 +211,22 @@ fn a_hostile_file_is_an_error_or_a_tokenizer_in_little_time_and_memory() {
         change(&mut draw, &mut data);
         PEAK.store(NOW.load(Ordering::Relaxed), Ordering::Relaxed);
         let before = NOW.load(Ordering::Relaxed);
-        let start = Instant::now();
-        let result = catch_unwind(AssertUnwindSafe(|| use_file(&data, *ranks)));
+        let used = || {
+            let start = Instant::now();
+            let result = catch_unwind(AssertUnwindSafe(|| use_file(&data, *ranks)));
+            (result, start.elapsed())
+        };
+        let (mut result, mut time) = used();
         let memory = PEAK.load(Ordering::Relaxed) - before;
-        let bad = result.is_err() || memory > MOST_MEMORY || start.elapsed() > MOST_TIME;
-        if bad {
+        if time > MOST_TIME {
+            // A process may have been made to stand still: only what is slow again is slow.
+            (result, time) = used();
+        }
+        if result.is_err() || memory > MOST_MEMORY || time > MOST_TIME {
             let path = std::env::temp_dir().join(format!("hostile-{cases}"));
             std::fs::write(&path, &data).expect("the failing file can be written");
             unreachable!(
-                "case {cases}: {memory} bytes, {:?}; see {}",
-                start.elapsed(),
+                "case {cases}: {memory} bytes, {time:?}; see {}",
                 path.display()
             );
         }
