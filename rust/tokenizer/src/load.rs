@@ -14,6 +14,8 @@ use crate::pretokenize::PreTokenizer;
 
 /// Largest token id: tables are indexed by id, so a file must not ask for a table of any size it likes.
 pub(crate) const MAX_ID: u32 = (1 << 22) - 1;
+/// How many entries ahead memory is asked for.
+const AHEAD: usize = 16;
 /// Most added tokens.
 const MAX_ADDED: usize = 1 << 16;
 
@@ -181,7 +183,16 @@ fn read_vocabulary(
     }
     let mut names = Strings::with_ids(largest.map_or(0, |id| id as usize + 1), bytes);
     let mut index = Index::with_capacity(list.entries.len() + more);
-    for ((token, _), &id) in list.entries.iter().zip(&ids) {
+    let hashes: Vec<u64> = list
+        .entries
+        .iter()
+        .map(|(token, _)| index.hash(token.as_bytes()))
+        .collect();
+    for (place, ((token, _), &id)) in list.entries.iter().zip(&ids).enumerate() {
+        if let Some(&hash) = hashes.get(place + AHEAD) {
+            index.prefetch(hash);
+        }
+        let hash = hashes[place];
         let duplicate = || Error::DuplicateId {
             id,
             token: shorten(token),
@@ -189,14 +200,14 @@ fn read_vocabulary(
         if names.get(id).is_some() {
             return Err(duplicate());
         }
-        if let Some(earlier) = index.get(token.as_bytes(), &names) {
+        if let Some(earlier) = index.get_hashed(hash, token.as_bytes(), &names) {
             return Err(Error::DuplicateToken {
                 token: shorten(token),
                 ids: (earlier, id),
             });
         }
         names.set(id, token.as_bytes());
-        index.insert(id, &names);
+        index.insert_hashed(hash, id);
     }
     Ok((names, index))
 }
@@ -210,33 +221,55 @@ fn read_merges(list: Option<List<Pair<'_>>>, names: &Strings, index: &Index) -> 
     let mut merges = Merges::with_capacity(list.entries.len(), names.len());
     let mut joined = String::new();
     let mut last = NONE;
-    for (place, entry) in list.entries.iter().enumerate() {
-        let pair = match entry {
-            Pair::Text(pair) => pair
-                .split_once(' ')
-                .filter(|(_, right)| !right.contains(' ')),
-            Pair::Two(left, right) => Some((&**left, &**right)),
-            Pair::Wrong => None,
-        };
-        let (left, right) = pair.ok_or(Error::MergeForm { index: place })?;
-        joined.clear();
-        joined.push_str(left);
-        joined.push_str(right);
-        let id = |token: &str| {
-            let missing = || Error::MergeToken {
+    // In groups, so that what all entries of one need is on its way from memory before the first is looked up.
+    let mut parts = Vec::with_capacity(AHEAD);
+    let mut found = Vec::with_capacity(AHEAD);
+    for (group, entries) in list.entries.chunks(AHEAD).enumerate() {
+        let first = group * AHEAD;
+        parts.clear();
+        for (place, entry) in (first..).zip(entries) {
+            let pair = match entry {
+                Pair::Text(pair) => pair
+                    .split_once(' ')
+                    .filter(|(_, right)| !right.contains(' ')),
+                Pair::Two(left, right) => Some((&**left, &**right)),
+                Pair::Wrong => None,
+            };
+            let (left, right) = pair.ok_or(Error::MergeForm { index: place })?;
+            let hashes = [left, right].map(|part| index.hash(part.as_bytes()));
+            for hash in hashes {
+                index.prefetch(hash);
+            }
+            parts.push((left, right, hashes));
+        }
+        found.clear();
+        for (place, &(left, right, hashes)) in (first..).zip(&parts) {
+            let missing = |token: &str| Error::MergeToken {
                 index: place,
                 token: shorten(token),
             };
-            index.get(token.as_bytes(), names).ok_or_else(missing)
-        };
-        // Vocabularies list tokens in the order of their merges, so the next id is worth a look.
-        let next = last.wrapping_add(1);
-        let token = match names.get(next) {
-            Some(name) if name == joined.as_bytes() => next,
-            _ => id(&joined)?,
-        };
-        last = token;
-        merges.push(id(left)?, id(right)?, token);
+            joined.clear();
+            joined.push_str(left);
+            joined.push_str(right);
+            // Vocabularies list tokens in the order of their merges, so the next id is worth a look.
+            let next = last.wrapping_add(1);
+            last = match names.get(next) {
+                Some(name) if name == joined.as_bytes() => next,
+                _ => index
+                    .get(joined.as_bytes(), names)
+                    .ok_or_else(|| missing(&joined))?,
+            };
+            let id = |part: &str, hash| {
+                let found = index.get_hashed(hash, part.as_bytes(), names);
+                found.ok_or_else(|| missing(part))
+            };
+            let (left, right) = (id(left, hashes[0])?, id(right, hashes[1])?);
+            merges.prefetch(left, right);
+            found.push((left, right, last));
+        }
+        for &(left, right, token) in &found {
+            merges.push(left, right, token);
+        }
     }
     merges.finish();
     Ok(merges)

@@ -2,6 +2,8 @@
 
 use std::hash::{BuildHasher, RandomState};
 
+use crate::simd::prefetch;
+
 /// No token, no rank, no neighbor.
 pub(crate) const NONE: u32 = u32::MAX;
 /// A pair of tokens, a rank and the free slot's mark fit in 64 bits while ids stay below 2^22 and ranks below this.
@@ -84,6 +86,13 @@ impl Merges {
     #[inline]
     fn hash(&self, key: u64) -> u64 {
         key.wrapping_mul(self.multiplier)
+    }
+
+    /// Asks for the memory that `push` and `rank` will use.
+    #[inline]
+    pub(crate) fn prefetch(&self, left: u32, right: u32) {
+        let hash = self.hash(Self::key(left, right));
+        prefetch(&self.lines[(hash >> self.shift) as usize]);
     }
 
     /// Adds the merge of the next rank; a later one of the same pair replaces the earlier.
@@ -186,11 +195,13 @@ impl Merges {
     /// from the last to the first shows each pair of tokens that ever faced each other across the border; merging
     /// crosses it exactly when one of those pairs has a merge that goes before the next change on either side. Of
     /// equal ranks (one pair, overlapping itself) the left goes first.
-    pub(crate) fn stay_apart(&self, mut left: u32, mut right: u32, mut limit: u32) -> bool {
+    pub(crate) fn stay_apart(&self, left: u32, right: u32, limit: u32) -> bool {
+        self.rank(left, right) >= limit && self.parts_stay_apart(left, right, limit)
+    }
+
+    /// As `stay_apart`, for two whose own merge is known to have no rank below `limit`.
+    pub(crate) fn parts_stay_apart(&self, mut left: u32, mut right: u32, mut limit: u32) -> bool {
         loop {
-            if self.rank(left, right) < limit {
-                return false;
-            }
             let (before, after) = (self.origin(left), self.origin(right));
             let rank = |origin: Origin| origin.rank.wrapping_add(1);
             if rank(before) == 0 && rank(after) == 0 {
@@ -203,6 +214,9 @@ impl Merges {
             } else {
                 limit = limit.min(after.rank + 1);
                 right = after.left;
+            }
+            if self.rank(left, right) < limit {
+                return false;
             }
         }
     }

@@ -2,6 +2,8 @@
 
 use std::hash::{BuildHasher, RandomState};
 
+use crate::simd::prefetch;
+
 /// A free slot: its id is none that a token has.
 const FREE: u64 = u64::MAX;
 
@@ -81,8 +83,14 @@ impl Index {
         }
     }
 
+    /// Asks for the memory that the string of this hash is looked up in.
     #[inline]
-    fn hash(&self, string: &[u8]) -> u64 {
+    pub(crate) fn prefetch(&self, hash: u64) {
+        prefetch(&self.slots[(hash >> self.shift) as usize]);
+    }
+
+    #[inline]
+    pub(crate) fn hash(&self, string: &[u8]) -> u64 {
         let mut hash = string.len() as u64;
         let (words, tail) = string.as_chunks::<8>();
         for word in words {
@@ -98,7 +106,12 @@ impl Index {
 
     /// Adds the string that `strings` has for `id`.
     pub(crate) fn insert(&mut self, id: u32, strings: &Strings) {
-        let hash = self.hash(strings.get(id).unwrap_or_default());
+        self.insert_hashed(self.hash(strings.get(id).unwrap_or_default()), id);
+    }
+
+    /// As `insert`, with the string's hash.
+    #[inline]
+    pub(crate) fn insert_hashed(&mut self, hash: u64, id: u32) {
         let mut slot = (hash >> self.shift) as usize;
         while self.slots[slot] != FREE {
             slot = (slot + 1) & (self.slots.len() - 1);
@@ -109,7 +122,12 @@ impl Index {
     /// The id of a string.
     #[inline]
     pub(crate) fn get(&self, string: &[u8], strings: &Strings) -> Option<u32> {
-        let hash = self.hash(string);
+        self.get_hashed(self.hash(string), string, strings)
+    }
+
+    /// As `get`, with the string's hash.
+    #[inline]
+    pub(crate) fn get_hashed(&self, hash: u64, string: &[u8], strings: &Strings) -> Option<u32> {
         let mut slot = (hash >> self.shift) as usize;
         loop {
             let found = self.slots[slot];

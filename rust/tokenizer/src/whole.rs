@@ -14,6 +14,8 @@ use crate::simd::{last_window, prefetch};
 
 /// Keys of a line; their tokens follow.
 const KEYS: usize = 3;
+/// Tokens that wait for memory at once.
+const WAITING: usize = 16;
 
 /// The table: at most two thirds full.
 #[derive(Debug)]
@@ -34,6 +36,9 @@ impl Whole {
             lines: Lines::new(lines, lines),
         };
         let mut reached = vec![false; strings.len()];
+        // Each waits until its line has come from memory.
+        let mut waiting = [None; WAITING];
+        let mut next = 0;
         for rank in 0..count as u32 {
             let token = merges.made(rank);
             let origin = merges.origin(token);
@@ -42,13 +47,21 @@ impl Whole {
             if origin.rank != rank || !part(origin.left) || !part(origin.right) {
                 continue;
             }
-            if !merges.stay_apart(origin.left, origin.right, rank) {
+            if !merges.parts_stay_apart(origin.left, origin.right, rank) {
                 continue;
             }
             reached[token as usize] = true;
             if let Some(bytes) = strings.get(token).filter(|bytes| bytes.len() <= SHORT) {
-                whole.insert(Key::new(&last_window(bytes, 0), bytes.len()), token);
+                let key = Key::new(&last_window(bytes, 0), bytes.len());
+                whole.prefetch(key.hash());
+                if let Some((key, token)) = waiting[next].replace((key, token)) {
+                    whole.insert(key, token);
+                }
+                next = (next + 1) % WAITING;
             }
+        }
+        for (key, token) in waiting.into_iter().flatten() {
+            whole.insert(key, token);
         }
         whole
     }
