@@ -11,11 +11,13 @@
 //! Weights are read where they lie; a bfloat16 number is a float32 with zeros behind it.
 
 use std::fmt;
+use std::ops::Range;
 
 use crate::memory::Places;
 use crate::pool;
 use abyssal_routing::{self as routing, Output, Rule, Tier};
 
+mod blocks;
 mod dots;
 mod vector;
 
@@ -23,7 +25,9 @@ use dots::Rows;
 use vector::WIDTH;
 
 /// Tokens whose logits exist at the same time.
-const TOGETHER: usize = 64;
+const TOGETHER: usize = 96;
+/// So many tokens are worth copying the weight for.
+const MANY: usize = 6;
 /// Multiplications that a thread of its own is worth.
 const WORK_PER_THREAD: usize = 1 << 16;
 
@@ -41,6 +45,15 @@ impl Values<'_> {
         match self {
             Self::F32(values) => values.len(),
             Self::Bf16(values) => values.len(),
+        }
+    }
+
+    /// Some rows of a matrix.
+    fn rows(&self, rows: Range<usize>, width: usize) -> Self {
+        let cells = rows.start * width..rows.end * width;
+        match self {
+            Self::F32(values) => Self::F32(&values[cells]),
+            Self::Bf16(values) => Self::Bf16(&values[cells]),
         }
     }
 }
@@ -153,17 +166,18 @@ pub fn gate_route(
         mut load,
     } = output;
     let block = tokens.min(TOGETHER);
-    let mut rows = Rows::new(hidden_size, block);
+    let mut rows = Rows::new(hidden_size, block.min(MANY));
     let mut own = vec![0.0; block * num_experts];
     let mut incomplete = 0;
     for first in (0..tokens).step_by(TOGETHER) {
         let count = (tokens - first).min(TOGETHER);
-        rows.fill(x, first, count);
         let own = match &mut logits {
             Some(logits) => &mut logits[first * num_experts..(first + count) * num_experts],
             None => &mut own[..count * num_experts],
         };
-        products(tier, &rows, count, weight, num_experts, own, num_threads);
+        let x = x.rows(first..first + count, hidden_size);
+        let gate = Gate { x, ..gate };
+        products(tier, gate, &mut rows, num_experts, own, num_threads);
         let cells = first * top_k..(first + count) * top_k;
         let output = Output {
             weights: &mut weights[cells.clone()],
@@ -178,43 +192,62 @@ pub fn gate_route(
 /// Writes the logits of some tokens, `[count, num_experts]`.
 fn products(
     tier: Tier,
-    rows: &Rows,
-    count: usize,
-    weight: Values<'_>,
+    gate: Gate<'_>,
+    rows: &mut Rows,
     num_experts: usize,
     logits: &mut [f32],
     num_threads: usize,
 ) {
-    let work = count * num_experts * rows.width();
+    let Gate {
+        x,
+        weight,
+        hidden_size,
+    } = gate;
+    let count = x.len() / hidden_size;
+    let many = count >= MANY;
+    if !many {
+        rows.fill(x);
+    }
+    let rows = &*rows;
+    let part = |tokens: Range<usize>, experts: Range<usize>, out: &mut [f32]| {
+        if many {
+            let x = x.rows(tokens, hidden_size);
+            let weight = weight.rows(experts, hidden_size);
+            blocks::products(tier, x, weight, hidden_size, out);
+        } else {
+            dots::rows(tier, rows, tokens, weight, experts, out);
+        }
+    };
+    let work = count * num_experts * hidden_size;
     let threads = (work / WORK_PER_THREAD).clamp(1, num_threads.max(1));
     if threads == 1 {
-        dots::rows(tier, rows, 0..count, weight, 0..num_experts, logits);
+        part(0..count, 0..num_experts, logits);
         return;
     }
-    if count >= threads {
-        let share = count.div_ceil(threads);
+    let share = count.div_ceil(threads).next_multiple_of(blocks::TILE);
+    if share >= MANY {
         let places = Places::new(logits);
-        pool::for_each(threads, threads, &|part| {
-            let tokens = count.min(part * share)..count.min((part + 1) * share);
+        pool::for_each(threads, count.div_ceil(share), &|index| {
+            let tokens = index * share..count.min((index + 1) * share);
             let cells = (tokens.start * num_experts, tokens.len() * num_experts);
             // SAFETY: the logits of this part's tokens.
             let logits = unsafe { places.slice(cells.0, cells.1) };
-            dots::rows(tier, rows, tokens, weight, 0..num_experts, logits);
+            part(tokens, 0..num_experts, logits);
         });
         return;
     }
-    // Few tokens: each thread takes some experts, and its products are put in their place afterwards.
+    // Few tokens for each: a thread takes some experts, and its products are put in their place afterwards.
     let share = num_experts
         .div_ceil(threads)
         .next_multiple_of(dots::EXPERTS);
     let parts = num_experts.div_ceil(share);
     let mut products = vec![0.0; count * num_experts];
     let places = Places::new(&mut products);
-    pool::for_each(threads, parts, &|part| {
-        let experts = part * share..num_experts.min((part + 1) * share);
+    pool::for_each(threads, parts, &|index| {
+        let experts = index * share..num_experts.min((index + 1) * share);
         // SAFETY: the products of this part's experts, one part's after the other's.
-        let products = unsafe { places.slice(part * share * count, experts.len() * count) };
-        dots::rows(tier, rows, 0..count, weight, experts, products);
+        let products = unsafe { places.slice(index * share * count, experts.len() * count) };
+        part(0..count, experts, products);
     });
     let parts = products.chunks(share * count);
     for (part, products) in parts.enumerate() {

@@ -1,4 +1,4 @@
-//! Products of hidden states with the rows of a weight, in registers.
+//! Products of few hidden states with the rows of a weight, which are read where they lie.
 //!
 //! The same code runs on the vectors of every tier; its operations are single float32 multiplications and additions.
 
@@ -22,7 +22,7 @@ const ALONE: usize = 4;
 /// Numbers of hidden states that stay in the second nearest cache while all rows of the weight pass.
 const NEAR: usize = 1 << 16;
 
-type Lanes = [f32; WIDTH];
+pub(super) type Lanes = [f32; WIDTH];
 
 /// Hidden states in float32, each row filled up with zeros to whole vectors.
 pub(super) struct Rows {
@@ -42,16 +42,11 @@ impl Rows {
         }
     }
 
-    pub(super) fn width(&self) -> usize {
-        self.width
-    }
-
-    /// Takes `count` rows of a matrix, from `first` on.
-    pub(super) fn fill(&mut self, from: Values<'_>, first: usize, count: usize) {
-        let cells = first * self.width..(first + count) * self.width;
+    /// Takes the rows of a matrix.
+    pub(super) fn fill(&mut self, from: Values<'_>) {
         match from {
-            Values::F32(from) => self.convert(&from[cells]),
-            Values::Bf16(from) => self.convert(&from[cells]),
+            Values::F32(from) => self.convert(from),
+            Values::Bf16(from) => self.convert(from),
         }
     }
 
@@ -73,7 +68,7 @@ impl Rows {
 }
 
 /// A number of a matrix.
-trait Number: Copy + Default {
+pub(super) trait Number: Copy + Default {
     fn widen(self) -> f32;
     fn load<V: Vector>(v: V, from: &[Self; WIDTH]) -> V::Float;
 }
@@ -301,7 +296,7 @@ fn tile<V: Vector, N: Number, const T: usize, const E: usize>(
 
 /// Lanes 8 apart first, then 4, 2 and 1 apart.
 #[inline(always)]
-fn tree_sum(mut lanes: Lanes) -> f32 {
+pub(super) fn tree_sum(mut lanes: Lanes) -> f32 {
     let mut width = WIDTH;
     while width > 1 {
         width /= 2;
