@@ -26,7 +26,7 @@
 use std::arch::x86_64::*;
 
 use crate::float::{Element, Format, e8m0_to_f32};
-use crate::kernels::{INFINITY, Kernels, STEP, padded};
+use crate::kernels::{Divisor, INFINITY, Kernels, STEP, padded};
 use crate::scalar;
 
 const HALF: usize = STEP / 2;
@@ -53,6 +53,8 @@ impl Avx2 {
 }
 
 impl Kernels for Avx2 {
+    type Divisor = Divisor;
+
     #[inline(always)]
     fn streaming(self, streams: bool) -> Self {
         Self { streams }
@@ -73,7 +75,13 @@ impl Kernels for Avx2 {
     }
 
     #[inline(always)]
-    fn encode_fp8<T: Element>(self, x: &[T], scale: f32, codes: &mut [u8]) {
+    fn divisor(self, scale: f32) -> Divisor {
+        // SAFETY: the processor has the instructions, which `self` proves.
+        unsafe { divisor(scale) }
+    }
+
+    #[inline(always)]
+    fn encode_fp8<T: Element>(self, x: &[T], scale: Divisor, codes: &mut [u8]) {
         // SAFETY: the processor has the instructions, which `self` proves.
         unsafe { encode_fp8(x, scale, codes, self.streams) }
     }
@@ -285,15 +293,26 @@ fn weigh(quotient: __m256, narrow: &Narrow) -> __m256i {
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn encode_fp8<T: Element>(x: &[T], scale: f32, codes: &mut [u8], streams: bool) {
-    let streams = streams && aligned(codes);
-    let scale = _mm256_set1_ps(scale);
-    let one = _mm256_set1_ps(1.0);
-    let inverse = _mm256_div_ps(one, scale);
+fn divisor(scale: f32) -> Divisor {
+    let scale = _mm_set_ss(scale);
+    let one = _mm_set_ss(1.0);
+    let inverse = _mm_div_ss(one, scale);
     // What the rounded inverse lacks.
-    let error = _mm256_fnmadd_ps(scale, inverse, one);
-    let rest = _mm256_mul_ps(error, inverse);
-    let rest = _mm256_fmadd_ps(error, rest, rest);
+    let error = _mm_fnmadd_ss(scale, inverse, one);
+    let rest = _mm_mul_ss(error, inverse);
+    let rest = _mm_fmadd_ss(error, rest, rest);
+    Divisor {
+        inverse: _mm_cvtss_f32(inverse),
+        rest: _mm_cvtss_f32(rest),
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn encode_fp8<T: Element>(x: &[T], divisor: Divisor, codes: &mut [u8], streams: bool) {
+    let streams = streams && aligned(codes);
+    let inverse = _mm256_set1_ps(divisor.inverse);
+    let rest = _mm256_set1_ps(divisor.rest);
     let narrow = Narrow {
         smallest: _mm256_set1_epi32(121 << 23),
         shift: _mm256_set1_ps(f32::from_bits(147 << 23)),

@@ -15,7 +15,7 @@ use std::arch::x86_64::*;
 
 use crate::avx2::Avx2;
 use crate::float::{Element, Format, e8m0_to_f32};
-use crate::kernels::{INFINITY, Kernels, STEP, padded};
+use crate::kernels::{Divisor, INFINITY, Kernels, STEP, padded};
 use crate::scalar;
 
 const HALF: usize = STEP / 2;
@@ -39,6 +39,8 @@ impl Avx512 {
 }
 
 impl Kernels for Avx512 {
+    type Divisor = Divisor;
+
     #[inline(always)]
     fn streaming(self, streams: bool) -> Self {
         Self { streams }
@@ -59,7 +61,13 @@ impl Kernels for Avx512 {
     }
 
     #[inline(always)]
-    fn encode_fp8<T: Element>(self, x: &[T], scale: f32, codes: &mut [u8]) {
+    fn divisor(self, scale: f32) -> Divisor {
+        // SAFETY: the processor has the instructions, which `self` proves.
+        unsafe { divisor(scale) }
+    }
+
+    #[inline(always)]
+    fn encode_fp8<T: Element>(self, x: &[T], scale: Divisor, codes: &mut [u8]) {
         // SAFETY: the processor has the instructions, which `self` proves.
         unsafe { encode_fp8(x, scale, codes, self.streams) }
     }
@@ -240,15 +248,26 @@ fn low_bytes(lanes: [__m512i; 2]) -> __m256i {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn encode_fp8<T: Element>(x: &[T], scale: f32, codes: &mut [u8], streams: bool) {
-    let streams = streams && aligned(codes);
-    let scale = _mm512_set1_ps(scale);
-    let one = _mm512_set1_ps(1.0);
-    let inverse = _mm512_div_ps(one, scale);
+fn divisor(scale: f32) -> Divisor {
+    let scale = _mm_set_ss(scale);
+    let one = _mm_set_ss(1.0);
+    let inverse = _mm_div_ss(one, scale);
     // What the rounded inverse lacks.
-    let error = _mm512_fnmadd_ps(scale, inverse, one);
-    let rest = _mm512_mul_ps(error, inverse);
-    let rest = _mm512_fmadd_ps(error, rest, rest);
+    let error = _mm_fnmadd_ss(scale, inverse, one);
+    let rest = _mm_mul_ss(error, inverse);
+    let rest = _mm_fmadd_ss(error, rest, rest);
+    Divisor {
+        inverse: _mm_cvtss_f32(inverse),
+        rest: _mm_cvtss_f32(rest),
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn encode_fp8<T: Element>(x: &[T], divisor: Divisor, codes: &mut [u8], streams: bool) {
+    let streams = streams && aligned(codes);
+    let inverse = _mm512_set1_ps(divisor.inverse);
+    let rest = _mm512_set1_ps(divisor.rest);
     let narrow = Narrow {
         smallest: _mm512_set1_epi32(121 << 23),
         shift: _mm512_set1_ps(f32::from_bits(147 << 23)),

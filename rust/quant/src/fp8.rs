@@ -236,13 +236,17 @@ pub(crate) fn quantize<T: Element, K: Kernels>(
                     .map(|row| x.part(matrix, row, part.clone()));
                 set_scales(rows, block_columns, format, scales);
             }
+            let mut divisors = [K::Divisor::default(); GROUP];
+            for (divisor, &scale) in divisors.iter_mut().zip(&*scales) {
+                *divisor = kernels.divisor(scale);
+            }
             for row in band_rows.clone() {
                 let codes = &mut codes[(matrix * rows + row) * columns..][part.clone()];
                 let row = x.part(matrix, row, part.clone());
                 each_block_into(row, codes, block_columns, |block, elements, codes| {
                     kernels.prefetch(elements, walk.ahead_encoding);
                     if amax[block] < LARGE {
-                        kernels.encode_fp8(elements, scales[block], codes);
+                        kernels.encode_fp8(elements, divisors[block], codes);
                     } else {
                         scalar::encode_fp8_slowly(elements, scales[block], codes);
                     }

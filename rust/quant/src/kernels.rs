@@ -23,6 +23,13 @@ pub(crate) fn padded<T: Copy + Default>(x: &[T]) -> [T; STEP] {
     whole
 }
 
+/// A scale made ready to divide by: its rounded inverse, and what that lacks.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Divisor {
+    pub(crate) inverse: f32,
+    pub(crate) rest: f32,
+}
+
 /// The inner loops. `scalar.rs` defines their results; every tier gives the same bits.
 pub(crate) trait Kernels: Copy {
     /// The same tier, its results going past the caches or not.
@@ -37,9 +44,15 @@ pub(crate) trait Kernels: Copy {
     /// than infinity.
     fn largest<T: Element>(self, x: &[T], start: u32) -> u32;
 
-    /// Writes `e4m3(x / scale)` for elements of at most about `448 * scale` in size, less than [`LARGE`], and a scale
-    /// of at least 2^-24.
-    fn encode_fp8<T: Element>(self, x: &[T], scale: f32, codes: &mut [u8]);
+    /// What a tier divides by.
+    type Divisor: Copy + Default;
+
+    /// Makes a scale of at least 2^-24 ready to divide by. Its division takes as long as many elements, so it is done
+    /// before the elements wait for it.
+    fn divisor(self, scale: f32) -> Self::Divisor;
+
+    /// Writes `e4m3(x / scale)` for elements of at most about `448 * scale` in size, less than [`LARGE`].
+    fn encode_fp8<T: Element>(self, x: &[T], scale: Self::Divisor, codes: &mut [u8]);
 
     /// Writes `code * scale`.
     fn decode_fp8<T: Element>(self, codes: &[u8], scale: f32, out: &mut [T]);
@@ -59,6 +72,8 @@ pub(crate) trait Kernels: Copy {
 pub(crate) struct Scalar;
 
 impl Kernels for Scalar {
+    type Divisor = f32;
+
     #[inline(always)]
     fn streaming(self, _streams: bool) -> Self {
         self
@@ -70,6 +85,11 @@ impl Kernels for Scalar {
     #[inline(always)]
     fn largest<T: Element>(self, x: &[T], start: u32) -> u32 {
         scalar::largest(x, start)
+    }
+
+    #[inline(always)]
+    fn divisor(self, scale: f32) -> f32 {
+        scale
     }
 
     #[inline(always)]

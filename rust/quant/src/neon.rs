@@ -10,7 +10,7 @@
 use std::arch::aarch64::*;
 
 use crate::float::{Element, Format, e8m0_to_f32};
-use crate::kernels::{INFINITY, Kernels, STEP, padded};
+use crate::kernels::{Divisor, INFINITY, Kernels, STEP, padded};
 use crate::scalar;
 
 const HALF: usize = STEP / 2;
@@ -32,6 +32,8 @@ impl Neon {
 }
 
 impl Kernels for Neon {
+    type Divisor = Divisor;
+
     #[inline(always)]
     fn streaming(self, _streams: bool) -> Self {
         self
@@ -47,7 +49,13 @@ impl Kernels for Neon {
     }
 
     #[inline(always)]
-    fn encode_fp8<T: Element>(self, x: &[T], scale: f32, codes: &mut [u8]) {
+    fn divisor(self, scale: f32) -> Divisor {
+        // SAFETY: the processor has the instructions, which `self` proves.
+        unsafe { divisor(scale) }
+    }
+
+    #[inline(always)]
+    fn encode_fp8<T: Element>(self, x: &[T], scale: Divisor, codes: &mut [u8]) {
         // SAFETY: the processor has the instructions, which `self` proves.
         unsafe { encode_fp8(x, scale, codes) }
     }
@@ -224,13 +232,24 @@ fn low_bytes(lanes: Step<uint32x4_t>) -> [uint8x16_t; 2] {
 
 #[inline]
 #[target_feature(enable = "neon")]
-fn encode_fp8<T: Element>(x: &[T], scale: f32, codes: &mut [u8]) {
+fn divisor(scale: f32) -> Divisor {
     let (scale, one) = (vdupq_n_f32(scale), vdupq_n_f32(1.0));
     let inverse = vdivq_f32(one, scale);
     // What the rounded inverse lacks.
     let error = vfmsq_f32(one, scale, inverse);
     let rest = vmulq_f32(error, inverse);
     let rest = vfmaq_f32(rest, error, rest);
+    Divisor {
+        inverse: vgetq_lane_f32::<0>(inverse),
+        rest: vgetq_lane_f32::<0>(rest),
+    }
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn encode_fp8<T: Element>(x: &[T], divisor: Divisor, codes: &mut [u8]) {
+    let inverse = vdupq_n_f32(divisor.inverse);
+    let rest = vdupq_n_f32(divisor.rest);
     let encode = |x: &[T; STEP], out: &mut [u8; STEP]| {
         let codes = low_bytes(load(x).map(|x| {
             let size = size(x);
