@@ -7,7 +7,7 @@
 //!
 //! That order follows from the width of a row alone, so a token's bits depend neither on the other tokens nor on the
 //! threads nor on the instruction tier. Products and sums are rounded one by one (no fused instruction): so PyTorch can
-//! do the same (`reference/gate.py`), and processors that add and multiply on different ports lose nothing by it.
+//! do the same (`reference/gate.py`), and processors that add and multiply on different ports lose the least by it.
 //! Weights are read where they lie; a bfloat16 number is a float32 with zeros behind it.
 
 use std::fmt;
