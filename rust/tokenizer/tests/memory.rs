@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 /// More calls at once than there are caches.
 const CALLS: usize = 24;
 /// What the calls themselves hold, and the allocator keeps of what they had.
-const BESIDE: usize = CALLS << 18;
+const BESIDE: usize = CALLS << 19;
 
 /// Printable ASCII characters, space and newline, and merges that make one token of sixteen times "a".
 fn load() -> Tokenizer {
