@@ -5,7 +5,20 @@ from torch import Tensor
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, dtype: torch.dtype | None = None) -> Tensor:
-    """Return ``x / sqrt(mean(x^2) + eps) * weight``; see ``abyssal.ops.rms_norm``."""
+    """Return ``x / sqrt(mean(x^2) + eps) * weight`` over the last dimension.
+
+    Args:
+        x: ``[..., size]`` float32, bfloat16 or float16.
+        weight: ``[size]``, of any of these types.
+        eps: added to the mean square.
+        dtype: of the result; None for that of x.
+
+    Returns:
+        A tensor shaped like x.
+
+    Guarantees: computed in float32 and rounded to x's type before the weight multiplies.
+    Differentiable with respect to both.
+    """
     wide = x.float()
     wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
     normalized = weight * wide.to(x.dtype)
@@ -13,6 +26,16 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, dtype: torch.dtype | None
 
 
 def greedy(logits: Tensor) -> list[int]:
-    """Return the likeliest token of each row; see ``abyssal.ops.greedy``."""
+    """Return the likeliest token of each row of logits.
+
+    Args:
+        logits: float32 ``[rows, vocab]``, ``vocab`` at least 1.
+
+    Returns:
+        A token id for each row; -1 where a value is not finite.
+
+    Guarantees: as far as ``torch.argmax`` keeps it, ties go to the lowest id.
+    """
     finite = logits.isfinite().all(-1)
-    return torch.where(finite, logits.argmax(-1), -1).tolist()
+    ids: list[int] = torch.where(finite, logits.argmax(-1), -1).tolist()
+    return ids
