@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .attention import rotate
+from .norm import rms_norm
 from .routing import route
 
 Weights = Mapping[str, Tensor]
@@ -64,11 +65,6 @@ def forward(weights: Weights, shape: Any, token_ids: Tensor) -> Tensor:  # noqa:
     return (
         rms_norm(hidden, weights["norm.weight"], shape.rms_eps) @ weights["head.weight"].float().t()
     )
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Return ``x / sqrt(mean(x^2) + eps) * weight`` over the last dimension, in f32."""
-    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight.float()
 
 
 def rotary_tables(shape: Any, tokens: int) -> tuple[Tensor, Tensor]:  # noqa: ANN401

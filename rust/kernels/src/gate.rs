@@ -22,6 +22,7 @@ mod dots;
 mod vector;
 
 use dots::Rows;
+pub(crate) use dots::tree_sum;
 use vector::WIDTH;
 
 /// Tokens whose logits exist at the same time.

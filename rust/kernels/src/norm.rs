@@ -6,6 +6,7 @@
 use abyssal_quant::Element;
 
 use crate::error::{Error, Result, expect_length};
+use crate::gate::tree_sum;
 use crate::memory::Places;
 use crate::pool;
 
@@ -63,14 +64,7 @@ pub(crate) fn normalize<T: Element, W: Element, O: Element>(
         let value = value.load();
         *lane += value * value;
     }
-    let mut width = LANES;
-    while width > 1 {
-        width /= 2;
-        for lane in 0..width {
-            lanes[lane] += lanes[lane + width];
-        }
-    }
-    let factor = 1.0 / (lanes[0] / x.len() as f32 + eps).sqrt();
+    let factor = 1.0 / (tree_sum(lanes) / x.len() as f32 + eps).sqrt();
     // A product of two half-width tensors is one; any other pair's is float32.
     let narrow = size_of::<T>() == 2 && size_of::<W>() == 2;
     for ((out, value), weight) in out.iter_mut().zip(x).zip(weight) {

@@ -293,7 +293,7 @@ fn weigh(quotient: __m256, narrow: &Narrow) -> __m256i {
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn divisor(scale: f32) -> Divisor {
+pub(crate) fn divisor(scale: f32) -> Divisor {
     let scale = _mm_set_ss(scale);
     let one = _mm_set_ss(1.0);
     let inverse = _mm_div_ss(one, scale);

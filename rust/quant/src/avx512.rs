@@ -13,7 +13,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::avx2::Avx2;
+use crate::avx2::{self, Avx2};
 use crate::float::{Element, Format, e8m0_to_f32};
 use crate::kernels::{Divisor, INFINITY, Kernels, STEP, padded};
 use crate::scalar;
@@ -62,8 +62,8 @@ impl Kernels for Avx512 {
 
     #[inline(always)]
     fn divisor(self, scale: f32) -> Divisor {
-        // SAFETY: the processor has the instructions, which `self` proves.
-        unsafe { divisor(scale) }
+        // SAFETY: a processor with AVX-512, which `self` proves, has AVX2, FMA and F16C.
+        unsafe { avx2::divisor(scale) }
     }
 
     #[inline(always)]
@@ -244,22 +244,6 @@ fn size(x: __m512i) -> __m512 {
 fn low_bytes(lanes: [__m512i; 2]) -> __m256i {
     let [low, high] = lanes.map(|lanes| _mm512_cvtepi32_epi8(lanes));
     _mm256_set_m128i(high, low)
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn divisor(scale: f32) -> Divisor {
-    let scale = _mm_set_ss(scale);
-    let one = _mm_set_ss(1.0);
-    let inverse = _mm_div_ss(one, scale);
-    // What the rounded inverse lacks.
-    let error = _mm_fnmadd_ss(scale, inverse, one);
-    let rest = _mm_mul_ss(error, inverse);
-    let rest = _mm_fmadd_ss(error, rest, rest);
-    Divisor {
-        inverse: _mm_cvtss_f32(inverse),
-        rest: _mm_cvtss_f32(rest),
-    }
 }
 
 #[inline]

@@ -22,7 +22,7 @@ const ALONE: usize = 4;
 /// Numbers of hidden states that stay in the second nearest cache while all rows of the weight pass.
 const NEAR: usize = 1 << 16;
 
-pub(super) type Lanes = [f32; WIDTH];
+pub(crate) type Lanes = [f32; WIDTH];
 
 /// Hidden states in float32, each row filled up with zeros to whole vectors.
 pub(super) struct Rows {
@@ -296,7 +296,7 @@ fn tile<V: Vector, N: Number, const T: usize, const E: usize>(
 
 /// Lanes 8 apart first, then 4, 2 and 1 apart.
 #[inline(always)]
-pub(super) fn tree_sum(mut lanes: Lanes) -> f32 {
+pub(crate) fn tree_sum(mut lanes: Lanes) -> f32 {
     let mut width = WIDTH;
     while width > 1 {
         width /= 2;
