@@ -11,7 +11,7 @@ from abyssal.testing.numeric import assert_same_bits
 SHAPES = [(1, 1), (5, 100), (128, 128), (130, 257), (300, 1408), (64, 4096)]
 MXFP4_SHAPES = [(1, 32), (5, 96), (130, 288), (300, 1408), (64, 4096)]
 KINDS = ["fp8", "fp8_e8m0", "mxfp4", "bf16", "f32"]
-LANES = {"scalar": 8, "avx2": 8, "avx512": 16, "neon": 4}
+LANES = {"scalar": 8, "avx2": 8, "avx512": 16, "avx512-bf16": 16, "neon": 4}
 HALF_ULP = 2.0**-24
 # Half a unit of float32's and of bfloat16's least subnormal number.
 LEAST = {torch.float32: 2.0**-150, torch.bfloat16: 2.0**-134}

@@ -117,7 +117,7 @@ impl Order {
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => of::<crate::avx2::Avx2>(packing),
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx512 => of::<crate::avx512::Avx512>(packing),
+            Kind::Avx512 | Kind::Avx512Bf16 => of::<crate::avx512::Avx512>(packing),
             #[cfg(target_arch = "aarch64")]
             Kind::Neon => of::<crate::neon::Neon>(packing),
         }

@@ -93,7 +93,7 @@ pub fn mla_attention<T: Element, O: Element>(
         #[cfg(target_arch = "x86_64")]
         Kind::Avx2 => attend::<crate::avx2::Avx2, T, O>(tier, attention, query, out, num_threads),
         #[cfg(target_arch = "x86_64")]
-        Kind::Avx512 => {
+        Kind::Avx512 | Kind::Avx512Bf16 => {
             attend::<crate::avx512::Avx512, T, O>(tier, attention, query, out, num_threads)
         }
         #[cfg(target_arch = "aarch64")]

@@ -62,7 +62,7 @@ impl Product<'_> {
             Kind::Avx2 => unsafe { self.multiply_avx2(out) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Kind::Avx512 => unsafe { self.multiply_avx512(out) },
+            Kind::Avx512 | Kind::Avx512Bf16 => unsafe { self.multiply_avx512(out) },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
             Kind::Neon => unsafe { self.multiply_neon(out) },

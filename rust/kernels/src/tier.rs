@@ -14,6 +14,9 @@ pub(crate) enum Kind {
     /// AVX-512 F, BW and DQ.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// The same with VBMI and the dot product of bfloat16 pairs; float32 activations are multiplied as by the one before.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
     #[cfg(target_arch = "aarch64")]
     Neon,
 }
@@ -29,6 +32,9 @@ impl Tier {
                 tiers.push(Self(Kind::Avx2));
                 if has!("avx512f") && has!("avx512bw") && has!("avx512dq") {
                     tiers.push(Self(Kind::Avx512));
+                    if has!("avx512vl") && has!("avx512vbmi") && has!("avx512bf16") {
+                        tiers.push(Self(Kind::Avx512Bf16));
+                    }
                 }
             }
         }
@@ -53,6 +59,8 @@ impl Tier {
             Kind::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512Bf16 => "avx512-bf16",
             #[cfg(target_arch = "aarch64")]
             Kind::Neon => "neon",
         }

@@ -35,7 +35,7 @@ pub(super) fn for_each<W: Work>(
         Kind::Avx2 => unsafe { on_avx2(work, number) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Kind::Avx512 => unsafe { on_avx512(work, number) },
+        Kind::Avx512 | Kind::Avx512Bf16 => unsafe { on_avx512(work, number) },
         #[cfg(target_arch = "aarch64")]
         // SAFETY: as above.
         Kind::Neon => unsafe { on_neon(work, number) },
