@@ -5,24 +5,56 @@
 //! power of two that brings its largest element to 1..2, each scale of a row of blocks likewise, and their product by
 //! 2^100. All of it is undone, exactly, in the last step.
 
-use abyssal_quant::{Element, Scales};
+use abyssal_quant::{Element, Format, Scales};
 
 use crate::lanes::{Lanes, Packing};
 use crate::matrix::FP8_BLOCK;
-use crate::memory::Aligned;
+use crate::memory::{Aligned, Buffer, Places};
+use crate::pool;
 use crate::tier::{Kind, Tier};
 
 /// What scaled FP8 activations are multiplied by; with codes worth 2^-120 no sum reaches float32's limits.
 const RAISED: i32 = 100;
 /// Codes are unpacked this much too small.
 const SHORT: i32 = 120;
+/// What the scales of pairs are multiplied by, so that small blocks count beside large ones: sums stay below 2^(64 + 1)
+/// times 2^17, a block's largest, times the number of blocks.
+const PAIRS_RAISED: i32 = 64;
+
+/// Tokens laid out in a task.
+const TASK_TOKENS: usize = 16;
+/// Numbers that are worth a thread.
+const WORK_PER_THREAD: usize = 1 << 15;
+
+/// How activations are multiplied.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// As float32 numbers, each in a lane.
+    #[default]
+    Lanes,
+    /// As pairs of bfloat16 numbers, where the tier has such products.
+    Pairs,
+}
+
+impl Form {
+    /// The form for activations of a type and weights of a packing.
+    pub(crate) fn of<T: Element>(tier: Tier, packing: Packing) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if tier.0 == Kind::Avx512Bf16 && T::FORMAT == Format::Bf16 && packing != Packing::F32 {
+            return Self::Pairs;
+        }
+        let _ = (tier, packing, Format::Bf16);
+        Self::Lanes
+    }
+}
 
 /// The rows of some tokens, ready for one packing.
 #[derive(Debug, Default)]
 pub(crate) struct Panel {
     /// `[tokens, width]`, in the order of the tier's registers, filled up with zeros.
     values: Aligned,
-    /// Elements of a token, whole groups.
+    form: Form,
+    /// Elements of a token, whole groups; of pairs, words that hold one pair each.
     width: usize,
     /// The power of two that each token was divided by.
     pub(crate) exponents: Vec<i32>,
@@ -33,6 +65,7 @@ pub(crate) struct Panel {
 pub(crate) struct PanelView<'a> {
     pub(crate) values: &'a [f32],
     pub(crate) width: usize,
+    pub(crate) form: Form,
     pub(crate) exponents: &'a [i32],
 }
 
@@ -57,24 +90,42 @@ impl Panel {
         packing: Packing,
         x: &[T],
         columns: usize,
+        num_threads: usize,
     ) {
         let order = Order::of(tier, packing);
-        self.width = order.width(columns);
-        self.exponents.clear();
-        let values = self.values.some(x.len() / columns * self.width);
-        let mut padded = vec![0.0_f32; self.width];
-        let rows = x.chunks_exact(columns);
-        for (row, values) in rows.zip(values.chunks_exact_mut(self.width)) {
-            for (value, element) in padded.iter_mut().zip(row) {
-                *value = element.load();
-            }
-            let exponent = match packing {
-                Packing::Fp8 => normalize(&mut padded[..columns]),
-                _ => 0,
+        self.form = Form::of::<T>(tier, packing);
+        self.width = match self.form {
+            Form::Lanes => order.width(columns),
+            Form::Pairs => columns.next_multiple_of(PAIR_GROUP) / 2,
+        };
+        let (form, width, tokens) = (self.form, self.width, x.len() / columns);
+        self.exponents.resize(tokens, 0);
+        let values = Places::new(self.values.some(tokens * width));
+        let exponents = Places::new(&mut self.exponents);
+        let threads = num_threads.min(x.len() / WORK_PER_THREAD).max(1);
+        pool::for_each(threads, tokens.div_ceil(TASK_TOKENS), &|task| {
+            let first = task * TASK_TOKENS;
+            let count = TASK_TOKENS.min(tokens - first);
+            let rows = x[first * columns..][..count * columns].chunks_exact(columns);
+            // SAFETY: this task's tokens, which no other task writes.
+            let (values, exponents) = unsafe {
+                (
+                    values.slice(first * width, count * width),
+                    exponents.slice(first, count),
+                )
             };
-            self.exponents.push(exponent);
-            order.place(&padded, values);
-        }
+            let rows = rows.zip(values.chunks_exact_mut(width));
+            for ((row, values), exponent) in rows.zip(exponents) {
+                *exponent = match form {
+                    Form::Lanes => lay_lanes(&order, packing, row, values),
+                    #[cfg(target_arch = "x86_64")]
+                    // SAFETY: only the tier that has the instructions has this form.
+                    Form::Pairs => unsafe { lay_pairs(packing, row, values) },
+                    #[cfg(not(target_arch = "x86_64"))]
+                    Form::Pairs => 0,
+                };
+            }
+        });
     }
 
     /// All of its rows.
@@ -82,12 +133,64 @@ impl Panel {
         PanelView {
             values: self.values.first(self.exponents.len() * self.width),
             width: self.width,
+            form: self.form,
             exponents: &self.exponents,
         }
     }
 }
 
-/// Elements of the largest group.
+/// Lays out a token's elements as lanes; returns the exponent of what they were divided by.
+fn lay_lanes<T: Element>(order: &Order, packing: Packing, row: &[T], out: &mut [f32]) -> i32 {
+    let mut buffer = Buffer::take();
+    let padded = buffer.some(out.len());
+    load(row, padded);
+    let exponent = match packing {
+        Packing::Fp8 => normalize(&mut padded[..row.len()]),
+        _ => 0,
+    };
+    order.place(padded, out);
+    exponent
+}
+
+/// Lays out a token's elements as pairs; returns the exponent of what they were divided by.
+///
+/// # Safety
+/// The tier's instructions are there.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16")]
+unsafe fn lay_pairs<T: Element>(packing: Packing, row: &[T], out: &mut [f32]) -> i32 {
+    let mut buffer = Buffer::take();
+    let padded = buffer.some(out.len() * 2);
+    load(row, padded);
+    // SAFETY: the instructions are there, as this function's own features say, and a word holds two numbers.
+    unsafe { crate::pairs::lay(packing, padded, out.as_mut_ptr().cast()) }
+}
+
+/// Lays out a row of numbers as pairs where it stands, in its first half; returns the exponent of what they were divided
+/// by.
+///
+/// # Safety
+/// The tier's instructions are there.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16")]
+pub(crate) unsafe fn lay_pairs_in_place(packing: Packing, row: &mut [f32]) -> i32 {
+    let to = row.as_mut_ptr();
+    // SAFETY: as above; a place is written after all that lies there was read.
+    unsafe { crate::pairs::lay(packing, row, to.cast()) }
+}
+
+/// Reads a row, and fills up with zeros.
+#[inline(always)]
+fn load<T: Element>(row: &[T], to: &mut [f32]) {
+    for (value, element) in to.iter_mut().zip(row) {
+        *value = element.load();
+    }
+    to[row.len()..].fill(0.0);
+}
+
+/// Elements of a group of pairs.
+pub(crate) const PAIR_GROUP: usize = 128;
+/// Elements of the largest group of lanes.
 const MOST_ELEMENTS: usize = 64;
 
 /// Where the elements of a group stand in a tier's registers.
@@ -99,6 +202,20 @@ pub(crate) struct Order {
 }
 
 impl Order {
+    /// Every element in its own place.
+    pub(crate) const NATURAL: Self = {
+        let mut elements = [0; MOST_ELEMENTS];
+        let mut place = 0;
+        while place < MOST_ELEMENTS {
+            elements[place] = place as u8;
+            place += 1;
+        }
+        Self {
+            group: MOST_ELEMENTS,
+            elements,
+        }
+    };
+
     pub(crate) fn of(tier: Tier, packing: Packing) -> Self {
         fn of<L: Lanes>(packing: Packing) -> Order {
             Order {
@@ -162,6 +279,7 @@ impl Order {
 }
 
 /// Divides numbers by the power of two below their largest finite size; returns its exponent.
+#[inline(always)]
 pub(crate) fn normalize(values: &mut [f32]) -> i32 {
     // Sizes are ordered as their bits are.
     let largest = values.iter().fold(0, |largest: i32, value| {
@@ -185,6 +303,7 @@ fn exponent_of(size: f32) -> i32 {
 }
 
 /// Multiplies by a power of two between 2^-127 and 2^149; exact while the results are normal.
+#[inline(always)]
 fn multiply_by_power(values: &mut [f32], exponent: i32) {
     // Two steps: 2^149 is no float32, and 2^-127 is subnormal.
     let half = exponent / 2;
@@ -199,21 +318,34 @@ fn power(exponent: i32) -> f32 {
     f32::from_bits(((exponent + 127) as u32) << 23)
 }
 
-/// The scales of one row of FP8 blocks, brought to 1..2 times 2^100, and the exponent taken out.
+/// The scales of one row of FP8 blocks, the largest brought to 1..2 times a power of two, and the exponent taken out.
 pub(crate) struct BlockScales {
     factors: Vec<f32>,
+    /// Of what sums of products have to be multiplied by.
     exponent: i32,
 }
 
 impl BlockScales {
     /// The scales of row `row_block` of `across` blocks.
-    pub(crate) fn new(scales: Scales<'_>, row_block: usize, across: usize) -> Self {
+    pub(crate) fn new(form: Form, scales: Scales<'_>, row_block: usize, across: usize) -> Self {
         let mut factors: Vec<f32> = (row_block * across..(row_block + 1) * across)
             .map(|index| scales.get(index))
             .collect();
         let exponent = normalize(&mut factors);
-        multiply_by_power(&mut factors, RAISED);
-        Self { factors, exponent }
+        let (raised, short) = match form {
+            Form::Lanes => (RAISED, SHORT),
+            Form::Pairs => (PAIRS_RAISED, 0),
+        };
+        multiply_by_power(&mut factors, raised);
+        Self {
+            factors,
+            exponent: exponent + short - raised,
+        }
+    }
+
+    /// One for each block.
+    pub(crate) fn factors(&self) -> &[f32] {
+        &self.factors
     }
 
     /// Writes the elements `[start, start + out.len())` of a token, each times its block's factor.
@@ -230,11 +362,20 @@ impl BlockScales {
 
     /// Takes a sum back to its own size.
     pub(crate) fn undo(&self, sum: f32, token_exponent: i32) -> f32 {
-        let exponent = token_exponent + self.exponent + SHORT - RAISED;
-        // Within float64's range: at most 127 + 127 + 20, at least -149 - 149 + 20. One rounding, at the end.
-        let factor = f64::from_bits(((exponent + 1023) as u64) << 52);
-        (f64::from(sum) * factor) as f32
+        // One rounding, at the end.
+        (f64::from(sum) * self.undoing(token_exponent)) as f32
     }
+
+    /// What a sum is multiplied by to take it back to its own size.
+    pub(crate) fn undoing(&self, token_exponent: i32) -> f64 {
+        // Within float64's range: at most 127 + 127 + 20, at least -149 - 149 - 64.
+        wide_power(token_exponent + self.exponent)
+    }
+}
+
+/// A power of two in float64, normal there.
+pub(crate) fn wide_power(exponent: i32) -> f64 {
+    f64::from_bits(((exponent + 1023) as u64) << 52)
 }
 
 #[cfg(test)]
@@ -259,7 +400,7 @@ mod tests {
     fn scaling_is_undone_exactly() {
         for scale in [1e-45_f32, 1.3e-38, 1e-4, 1.0, 448.0, 1e30] {
             let scales = [scale, scale / 2.0];
-            let block = BlockScales::new(Scales::F32(&scales), 0, 2);
+            let block = BlockScales::new(Form::Lanes, Scales::F32(&scales), 0, 2);
             let mut out = [0.0];
             block.apply(&[1.0], 0, &mut out);
             // A code of 1 is unpacked as 2^-120.

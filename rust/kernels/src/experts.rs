@@ -16,7 +16,9 @@ use std::ops::Range;
 use abyssal_quant::Element;
 use abyssal_routing::{exp_nonpositive, permute};
 
-use crate::activation::{Order, Panel, PanelView, normalize};
+#[cfg(target_arch = "x86_64")]
+use crate::activation::lay_pairs_in_place;
+use crate::activation::{Form, Order, PAIR_GROUP, Panel, PanelView, normalize};
 use crate::error::{Error, Result, expect_length};
 use crate::lanes::Packing;
 use crate::matrix::Matrix;
@@ -128,7 +130,10 @@ pub fn experts<T: Element>(
             weights: &choices.weights[here.start * top_k..here.end * top_k],
             top_k,
         };
-        steps.push((here.clone(), Groups::new(tier, layer, choices, here.len())?));
+        steps.push((
+            here.clone(),
+            Groups::new::<T>(tier, layer, choices, here.len())?,
+        ));
     }
     for (here, groups) in steps {
         let cells = here.start * hidden..here.end * hidden;
@@ -145,8 +150,9 @@ struct Group<'a> {
     /// Where their inner activations begin, and the width of one.
     inner: usize,
     width: usize,
-    /// The order of the inner activations.
+    /// The order of the inner activations, and how they are multiplied.
     order: Order,
+    form: Form,
 }
 
 /// The choices of a step, grouped by expert.
@@ -163,7 +169,12 @@ struct Groups<'a> {
 }
 
 impl<'a> Groups<'a> {
-    fn new(tier: Tier, layer: Layer<'a>, choices: Choices<'_>, tokens: usize) -> Result<Self> {
+    fn new<T: Element>(
+        tier: Tier,
+        layer: Layer<'a>,
+        choices: Choices<'_>,
+        tokens: usize,
+    ) -> Result<Self> {
         let routed = choices.indices.len();
         let (mut order, mut offsets) = (vec![0; routed], vec![0; layer.num_routes + 1]);
         if choices.top_k > 0 {
@@ -185,20 +196,20 @@ impl<'a> Groups<'a> {
         for number in 0..layer.num_experts {
             let choices = offsets[number] as usize..offsets[number + 1] as usize;
             if !choices.is_empty() {
-                found.push(tier, layer, (layer.expert)(number)?, choices)?;
+                found.push::<T>(tier, layer, (layer.expert)(number)?, choices)?;
             }
         }
         if let Some(expert) = layer.shared {
             found.tokens.extend(0..tokens as u32);
             found.weights.resize(routed + tokens, 1.0);
             if tokens > 0 {
-                found.push(tier, layer, expert, routed..routed + tokens)?;
+                found.push::<T>(tier, layer, expert, routed..routed + tokens)?;
             }
         }
         Ok(found)
     }
 
-    fn push(
+    fn push<T: Element>(
         &mut self,
         tier: Tier,
         layer: Layer<'_>,
@@ -206,8 +217,19 @@ impl<'a> Groups<'a> {
         choices: Range<usize>,
     ) -> Result<()> {
         expect_length("a row of gate", layer.hidden_size, expert.hidden_size())?;
-        let order = Order::of(tier, expert.down.packing());
-        let width = order.width(expert.inner_size());
+        let packing = expert.down.packing();
+        let form = Form::of::<T>(tier, packing);
+        let (order, width) = match form {
+            Form::Lanes => {
+                let order = Order::of(tier, packing);
+                (order, order.width(expert.inner_size()))
+            }
+            // Pairs are made of whole rows.
+            Form::Pairs => (
+                Order::NATURAL,
+                expert.inner_size().next_multiple_of(PAIR_GROUP),
+            ),
+        };
         let inner = self.inner;
         self.inner += choices.len() * width;
         self.all.push(Group {
@@ -216,6 +238,7 @@ impl<'a> Groups<'a> {
             inner,
             width,
             order,
+            form,
         });
         Ok(())
     }
@@ -237,7 +260,7 @@ impl<'a> Groups<'a> {
         let mut buffer = Buffer::take();
         let inner = buffer.some(self.inner);
         self.fill_inner(tier, layer, x, inner, threads);
-        let exponents = self.normalize(inner, threads);
+        let exponents = self.lay_out(inner, threads);
         let rows = layer.hidden_size;
         let out = Places::new(out);
         pool::for_each(threads, rows.div_ceil(TASK_ROWS), &|task| {
@@ -256,7 +279,7 @@ impl<'a> Groups<'a> {
         inner: &mut [f32],
         threads: usize,
     ) {
-        let panels = Panels::new(tier, layer, x, &self.all);
+        let panels = Panels::new(tier, layer, x, &self.all, threads);
         let tasks: Vec<(u32, u32)> = (0_u32..)
             .zip(&self.all)
             .flat_map(|(number, group)| {
@@ -317,12 +340,15 @@ impl<'a> Groups<'a> {
         }
     }
 
-    /// Divides the inner activations of FP8 rows by the power of two of their size; returns the exponents of all rows.
-    fn normalize(&self, inner: &mut [f32], threads: usize) -> Vec<i32> {
+    /// Divides the inner activations of FP8 rows by the power of two of their size, and makes pairs of those that are
+    /// multiplied as such; returns the exponents of all rows.
+    fn lay_out(&self, inner: &mut [f32], threads: usize) -> Vec<i32> {
         let mut exponents = vec![0; self.tokens.len()];
         let (inner, places) = (Places::new(inner), Places::new(&mut exponents));
-        let packed = |group: &&Group<'_>| group.expert.down.packing() == Packing::Fp8;
-        let groups: Vec<&Group<'_>> = self.all.iter().filter(packed).collect();
+        let changed = |group: &&Group<'_>| {
+            group.expert.down.packing() == Packing::Fp8 || group.form == Form::Pairs
+        };
+        let groups: Vec<&Group<'_>> = self.all.iter().filter(changed).collect();
         let threads = if self.inner < 1 << 16 { 1 } else { threads };
         pool::for_each(threads, groups.len(), &|number| {
             let group = groups[number];
@@ -334,7 +360,14 @@ impl<'a> Groups<'a> {
                 )
             };
             for (row, exponent) in rows.chunks_exact_mut(group.width).zip(exponents) {
-                *exponent = normalize(row);
+                *exponent = match group.form {
+                    Form::Lanes => normalize(row),
+                    #[cfg(target_arch = "x86_64")]
+                    // SAFETY: only the tier that has the instructions has this form.
+                    Form::Pairs => unsafe { lay_pairs_in_place(group.expert.down.packing(), row) },
+                    #[cfg(not(target_arch = "x86_64"))]
+                    Form::Pairs => 0,
+                };
             }
         });
         exponents
@@ -371,6 +404,7 @@ impl<'a> Groups<'a> {
                 panel: PanelView {
                     values: &inner[group.inner..][..size * group.width],
                     width: group.width,
+                    form: group.form,
                     exponents: &exponents[group.choices.clone()],
                 },
                 tokens: None,
@@ -421,7 +455,13 @@ impl<'a> Groups<'a> {
 struct Panels(Vec<(Packing, Panel)>);
 
 impl Panels {
-    fn new<T: Element>(tier: Tier, layer: Layer<'_>, x: &[T], groups: &[Group<'_>]) -> Self {
+    fn new<T: Element>(
+        tier: Tier,
+        layer: Layer<'_>,
+        x: &[T],
+        groups: &[Group<'_>],
+        num_threads: usize,
+    ) -> Self {
         let mut panels: Vec<(Packing, Panel)> = Vec::new();
         let matrices = groups
             .iter()
@@ -429,7 +469,7 @@ impl Panels {
         for packing in matrices.map(Matrix::packing) {
             if panels.iter().all(|(known, _)| *known != packing) {
                 let mut panel = Panel::default();
-                panel.fill(tier, packing, x, layer.hidden_size);
+                panel.fill(tier, packing, x, layer.hidden_size, num_threads);
                 panels.push((packing, panel));
             }
         }
@@ -443,6 +483,7 @@ impl Panels {
             PanelView {
                 values: &[],
                 width: 0,
+                form: Form::Lanes,
                 exponents: &[],
             },
             |(_, panel)| panel.view(),

@@ -20,6 +20,7 @@ pub mod mla;
 mod mxfp4_order;
 mod neon;
 mod norm;
+mod pairs;
 pub mod pool;
 mod product;
 mod scalar;

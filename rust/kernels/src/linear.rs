@@ -34,7 +34,7 @@ pub fn linear<T: Element, O: Element>(
         .chunks(PANEL_TOKENS * matrix.columns)
         .zip(out.chunks_mut(PANEL_TOKENS * matrix.rows));
     for (x, out) in panels {
-        panel.fill(tier, matrix.packing(), x, matrix.columns);
+        panel.fill(tier, matrix.packing(), x, matrix.columns, num_threads);
         let out = Places::new(out);
         let threads = threads_for(
             matrix.rows * matrix.columns * panel.exponents.len(),

@@ -14,7 +14,7 @@
 
 use abyssal_quant::Scales;
 
-use crate::activation::{BlockScales, PanelView};
+use crate::activation::{BlockScales, Form, PanelView};
 use crate::lanes::{Lanes, REGISTERS, prefetch};
 use crate::matrix::{Bf16Rows, F32Rows, FP8_BLOCK, Fp8Rows, Matrix, Mxfp4Rows, Rows, Weights};
 use crate::tier::{Kind, Tier};
@@ -60,6 +60,11 @@ impl Product<'_> {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: a tier of this kind is made only where the processor has its instructions.
             Kind::Avx2 => unsafe { self.multiply_avx2(out) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Kind::Avx512Bf16 if self.panel.form == Form::Pairs => unsafe {
+                self.multiply_pairs(out);
+            },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Kind::Avx512 | Kind::Avx512Bf16 => unsafe { self.multiply_avx512(out) },
@@ -126,7 +131,7 @@ impl Product<'_> {
     ) {
         let scales = scales.map(|scales| {
             let across = self.matrix.columns.div_ceil(FP8_BLOCK);
-            BlockScales::new(scales, self.rows.start / FP8_BLOCK, across)
+            BlockScales::new(Form::Lanes, scales, self.rows.start / FP8_BLOCK, across)
         });
         let most = if self.len() <= MOST_DIRECT_TOKENS {
             MOST_DIRECT_TOKENS
@@ -175,4 +180,5 @@ pub(crate) fn threads_for(work: usize, num_threads: usize) -> usize {
 }
 
 mod direct;
+mod pairs;
 mod scratch;

@@ -22,7 +22,7 @@ mod scalar;
 mod simd;
 
 pub use error::{Error, Result};
-pub use float::{Bf16, Element, F16, e4m3_to_f32, e8m0_to_f32, f32_to_e4m3};
+pub use float::{Bf16, Element, F16, Format, e4m3_to_f32, e8m0_to_f32, f32_to_e4m3};
 pub use fp8::{Blocks, ScaleFormat, Scales};
 pub use rows::Rows;
 pub use simd::Tier;

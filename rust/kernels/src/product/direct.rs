@@ -167,17 +167,25 @@ impl Rest {
     /// Copies what is left of a row behind its whole groups.
     pub(super) fn read<L: Lanes, R: Rows<L>>(rows: &R, row: usize, whole: usize) -> Self {
         let offset = whole * R::GROUP_BYTES;
-        let count = rows.row_bytes() - offset;
-        let mut bytes = [0; 256];
-        debug_assert!(count < R::GROUP_BYTES && R::GROUP_BYTES <= bytes.len());
-        // SAFETY: the row has `row_bytes` bytes, and the rest is shorter than a group, which the array holds.
+        // SAFETY: that is what the row has left.
         unsafe {
-            std::ptr::copy_nonoverlapping(
+            Self::copy(
                 rows.start(row).wrapping_add(offset),
-                bytes.as_mut_ptr(),
-                count,
-            );
+                rows.row_bytes() - offset,
+            )
         }
+    }
+
+    /// Copies the last `count` bytes of a row, fewer than a group has.
+    ///
+    /// # Safety
+    /// They can be read.
+    #[inline(always)]
+    pub(super) unsafe fn copy(from: *const u8, count: usize) -> Self {
+        let mut bytes = [0; 256];
+        assert!(count <= bytes.len());
+        // SAFETY: the caller gives so many bytes, and the array holds them.
+        unsafe { std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), count) };
         Self(bytes)
     }
 

@@ -1,0 +1,329 @@
+//! Weights as pairs of bfloat16 numbers, for processors that multiply such pairs: AVX-512 with VBMI and BF16.
+//!
+//! FP8 and FP4 codes are exact in bfloat16. Every packing is read in groups of 128 columns, four registers of 32 numbers;
+//! what a group's sum is multiplied by, one float32 factor for each lane, comes with it.
+#![cfg(target_arch = "x86_64")]
+
+#[allow(
+    clippy::wildcard_imports,
+    reason = "a list of instructions would say nothing"
+)]
+use std::arch::x86_64::*;
+
+use crate::activation::{PAIR_GROUP, normalize};
+use crate::lanes::Packing;
+use crate::matrix::{Bf16Rows, Fp8Rows, MXFP4_BLOCK, Mxfp4Rows};
+
+/// Columns of a group: a block of FP8 codes.
+pub(crate) const GROUP: usize = PAIR_GROUP;
+/// Registers of a group, and numbers of one.
+pub(crate) const REGISTERS: usize = 4;
+pub(crate) const WIDTH: usize = 32;
+/// Lanes of a sum.
+pub(crate) const LANES: usize = 16;
+
+/// The lower and the upper byte of the bfloat16 that the lower seven bits of an FP8 code stand for.
+static FP8: [[u8; 128]; 2] = {
+    let mut bytes = [[0; 128]; 2];
+    let mut code = 0;
+    while code < 128 {
+        let (exponent, mantissa) = (code >> 3, code & 7);
+        let bits: u16 = if code == 127 {
+            0x7fc0
+        } else if exponent > 0 {
+            (((exponent + 120) << 7) | (mantissa << 4)) as u16
+        } else if mantissa == 0 {
+            0
+        } else {
+            // Subnormal: `mantissa` times 2^-9, normal in bfloat16.
+            let top = 31 - (mantissa as u32).leading_zeros();
+            (((118 + top) << 7) | (((mantissa as u32) << (7 - top)) & 0x7f)) as u16
+        };
+        bytes[0][code] = bits as u8;
+        bytes[1][code] = (bits >> 8) as u8;
+        code += 1;
+    }
+    bytes
+};
+
+/// The bfloat16 that the lower four of five bits stand for, whatever the fifth.
+static FP4: [u16; 32] = {
+    const SIZES: [u16; 8] = [0, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0];
+    let mut values = [0; 32];
+    let mut code = 0;
+    while code < 32 {
+        values[code] = SIZES[code & 7] | ((code as u16 & 8) << 12);
+        code += 1;
+    }
+    values
+};
+
+/// Four registers of 32 numbers, and what the sum of their products is multiplied by.
+#[derive(Clone, Copy)]
+pub(crate) struct Group {
+    pub(crate) numbers: [__m512i; REGISTERS],
+    pub(crate) factors: __m512,
+}
+
+/// How the rows of a packing are read.
+///
+/// # Safety
+/// Methods need the tier's instructions; rows and groups must lie in the matrix.
+pub(crate) trait PairRows: Copy + Sync {
+    /// Bytes of a group.
+    const GROUP_BYTES: usize;
+    /// Whether sums have to be multiplied by factors.
+    const SCALED: bool = true;
+
+    /// Where a row begins.
+    fn start(&self, row: usize) -> *const u8;
+    /// Bytes of a row.
+    fn row_bytes(&self) -> usize;
+    /// Reads the group that lies at `at`: group number `group` of row `row`. `factors` are those of the row of blocks.
+    unsafe fn read(&self, at: *const u8, row: usize, group: usize, factors: &[f32]) -> Group;
+}
+
+impl PairRows for Fp8Rows<'_> {
+    const GROUP_BYTES: usize = GROUP;
+
+    #[inline(always)]
+    fn start(&self, row: usize) -> *const u8 {
+        self.codes.as_ptr().wrapping_add(row * self.columns)
+    }
+
+    #[inline(always)]
+    fn row_bytes(&self) -> usize {
+        self.columns
+    }
+
+    #[inline(always)]
+    unsafe fn read(&self, at: *const u8, _row: usize, group: usize, factors: &[f32]) -> Group {
+        // SAFETY: the caller gives 128 codes and has the tier's instructions; the tables are 128 bytes each.
+        unsafe {
+            let table = |which: usize, half: usize| {
+                _mm512_loadu_si512(FP8[which].as_ptr().add(64 * half).cast())
+            };
+            let sign = _mm512_set1_epi8(-128);
+            let half = |at: *const u8| {
+                let codes = _mm512_loadu_si512(at.cast());
+                // The look-up takes the lowest seven bits of an index.
+                let lower = _mm512_permutex2var_epi8(table(0, 0), codes, table(0, 1));
+                let upper = _mm512_permutex2var_epi8(table(1, 0), codes, table(1, 1));
+                // upper | (codes & sign)
+                let upper = _mm512_ternarylogic_epi32::<0xf8>(upper, codes, sign);
+                [
+                    _mm512_unpacklo_epi8(lower, upper),
+                    _mm512_unpackhi_epi8(lower, upper),
+                ]
+            };
+            let ([a, b], [c, d]) = (half(at), half(at.add(64)));
+            Group {
+                numbers: [a, b, c, d],
+                factors: _mm512_set1_ps(factors[group]),
+            }
+        }
+    }
+}
+
+impl PairRows for Mxfp4Rows<'_> {
+    const GROUP_BYTES: usize = GROUP / 2;
+
+    #[inline(always)]
+    fn start(&self, row: usize) -> *const u8 {
+        self.codes.as_ptr().wrapping_add(row * self.columns / 2)
+    }
+
+    #[inline(always)]
+    fn row_bytes(&self) -> usize {
+        self.columns / 2
+    }
+
+    #[inline(always)]
+    unsafe fn read(&self, at: *const u8, row: usize, group: usize, _factors: &[f32]) -> Group {
+        const BLOCKS: usize = GROUP / MXFP4_BLOCK;
+        let across = self.columns / MXFP4_BLOCK;
+        let row = &self.scales[row * across..][..across];
+        let scales = match row[group * BLOCKS..] {
+            [a, b, c, d, ..] => [a, b, c, d],
+            [a, b, c] => [a, b, c, 0],
+            [a, b] => [a, b, 0, 0],
+            [a] => [a, 0, 0, 0],
+            [] => [0; BLOCKS],
+        };
+        // SAFETY: the caller gives 64 bytes and has the tier's instructions.
+        unsafe {
+            let codes = _mm512_loadu_si512(at.cast());
+            let table = _mm512_loadu_si512(FP4.as_ptr().cast());
+            // The look-up takes the lowest five bits of an index, the fifth of which changes nothing.
+            let value = |codes| _mm512_permutexvar_epi16(codes, table);
+            // The exponents of float32, but for the scale that is subnormal there and the one that is no number.
+            let codes_of = _mm_cvtepu8_epi32(_mm_cvtsi32_si128(i32::from_le_bytes(scales)));
+            let normal = _mm_slli_epi32::<23>(codes_of);
+            let least = _mm_cmpeq_epi32_mask(codes_of, _mm_setzero_si128());
+            let some = _mm_mask_mov_epi32(normal, least, _mm_set1_epi32(0x0040_0000));
+            let none = _mm_cmpeq_epi32_mask(codes_of, _mm_set1_epi32(255));
+            let four = _mm_mask_mov_epi32(some, none, _mm_set1_epi32(0x7fc0_0000));
+            // Sixteen bytes, a block, are four lanes of each register.
+            let lanes = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
+            let factors = _mm512_permutexvar_epi32(lanes, _mm512_castsi128_si512(four));
+            Group {
+                numbers: [
+                    value(codes),
+                    value(_mm512_srli_epi16::<4>(codes)),
+                    value(_mm512_srli_epi16::<8>(codes)),
+                    value(_mm512_srli_epi16::<12>(codes)),
+                ],
+                factors: _mm512_castsi512_ps(factors),
+            }
+        }
+    }
+}
+
+impl PairRows for Bf16Rows<'_> {
+    const GROUP_BYTES: usize = GROUP * 2;
+    const SCALED: bool = false;
+
+    #[inline(always)]
+    fn start(&self, row: usize) -> *const u8 {
+        self.values.as_ptr().wrapping_add(row * self.columns).cast()
+    }
+
+    #[inline(always)]
+    fn row_bytes(&self) -> usize {
+        self.columns * 2
+    }
+
+    #[inline(always)]
+    unsafe fn read(&self, at: *const u8, _row: usize, _group: usize, _factors: &[f32]) -> Group {
+        // SAFETY: the caller gives 128 numbers and has the tier's instructions.
+        unsafe {
+            Group {
+                numbers: std::array::from_fn(|register| {
+                    _mm512_loadu_si512(at.add(64 * register).cast())
+                }),
+                factors: _mm512_set1_ps(1.0),
+            }
+        }
+    }
+}
+
+/// `sums + a * b`, pair by pair: the lanes' chains.
+#[inline(always)]
+pub(crate) unsafe fn dot(sums: __m512, a: __m512i, b: __m512i) -> __m512 {
+    // SAFETY: the caller has the tier's instructions; the types are the same bits.
+    unsafe {
+        _mm512_dpbf16_ps(
+            sums,
+            std::mem::transmute::<__m512i, __m512bh>(a),
+            std::mem::transmute::<__m512i, __m512bh>(b),
+        )
+    }
+}
+
+/// The sums of the lanes of sixteen registers, halves added until one is left, as [`Lanes::sum`](crate::lanes::Lanes::sum)
+/// does with each.
+#[inline(always)]
+pub(crate) unsafe fn sums(of: [__m512; LANES]) -> __m512 {
+    // SAFETY: the caller has the tier's instructions.
+    unsafe {
+        // In each step two registers become one: the halves of what is left of both are added.
+        let halves = |a, b| {
+            _mm512_add_ps(
+                _mm512_shuffle_f32x4::<0b01_00_01_00>(a, b),
+                _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b),
+            )
+        };
+        let quarters = |a, b| {
+            _mm512_add_ps(
+                _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b),
+                _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b),
+            )
+        };
+        let pairs = |a, b| {
+            _mm512_add_ps(
+                _mm512_shuffle_ps::<0b01_00_01_00>(a, b),
+                _mm512_shuffle_ps::<0b11_10_11_10>(a, b),
+            )
+        };
+        let neighbors = |a, b| {
+            _mm512_add_ps(
+                _mm512_shuffle_ps::<0b10_00_10_00>(a, b),
+                _mm512_shuffle_ps::<0b11_01_11_01>(a, b),
+            )
+        };
+        let four: [__m512; 4] = std::array::from_fn(|i| {
+            quarters(halves(of[i], of[i + 4]), halves(of[i + 8], of[i + 12]))
+        });
+        neighbors(pairs(four[0], four[1]), pairs(four[2], four[3]))
+    }
+}
+
+/// Lays out the numbers of whole groups for a packing, divided by the power of two of the largest; returns its exponent.
+///
+/// Pairs with a subnormal number count as zero: that is what the division is for.
+///
+/// # Safety
+/// As for [`place`].
+#[inline(always)]
+pub(crate) unsafe fn lay(packing: Packing, numbers: &mut [f32], to: *mut u16) -> i32 {
+    let exponent = normalize(numbers);
+    // SAFETY: as the caller promises.
+    unsafe { place(packing, numbers.as_ptr(), numbers.len(), to) };
+    exponent
+}
+
+/// Writes the numbers of whole groups, rounded to bfloat16, where the weights of a packing stand.
+///
+/// # Safety
+/// The tier's instructions are there, and `to` has room for as many numbers; it may begin where `from` does.
+#[inline(always)]
+unsafe fn place(packing: Packing, from: *const f32, count: usize, to: *mut u16) {
+    debug_assert!(count.is_multiple_of(GROUP));
+    for start in (0..count).step_by(GROUP) {
+        // SAFETY: whole groups; one is read before its places are written, and those lie before all that is still to be
+        // read.
+        unsafe {
+            let sixteen: [__m256i; 8] = std::array::from_fn(|part| {
+                let numbers = _mm512_loadu_ps(from.add(start + 16 * part));
+                std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(numbers))
+            });
+            let to = to.add(start);
+            match packing {
+                // Eight numbers of each sixteen stand in one register, eight in the next.
+                Packing::Fp8 => {
+                    for (part, numbers) in sixteen.into_iter().enumerate() {
+                        let to = to.add(part / 4 * 2 * WIDTH + part % 4 * 8);
+                        _mm_storeu_si128(to.cast(), _mm256_castsi256_si128(numbers));
+                        let upper = _mm256_extracti128_si256::<1>(numbers);
+                        _mm_storeu_si128(to.add(WIDTH).cast(), upper);
+                    }
+                }
+                // Each four numbers go to four registers.
+                Packing::Mxfp4 => {
+                    for (part, numbers) in sixteen.into_iter().enumerate() {
+                        let to = to.add(part * 4);
+                        let word = |numbers| _mm_cvtsi128_si64(_mm256_cvtepi64_epi16(numbers));
+                        for (register, words) in [
+                            word(numbers),
+                            word(_mm256_srli_epi64::<16>(numbers)),
+                            word(_mm256_srli_epi64::<32>(numbers)),
+                            word(_mm256_srli_epi64::<48>(numbers)),
+                        ]
+                        .into_iter()
+                        .enumerate()
+                        {
+                            to.add(register * WIDTH)
+                                .cast::<i64>()
+                                .write_unaligned(words);
+                        }
+                    }
+                }
+                Packing::Bf16 | Packing::F32 => {
+                    for (part, numbers) in sixteen.into_iter().enumerate() {
+                        _mm256_storeu_si256(to.add(16 * part).cast(), numbers);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,482 @@
+//! Products of pairs of bfloat16 numbers.
+//!
+//! ```text
+//! lanes of an output = 0
+//! for each group of 128 columns, ascending:
+//!     lanes = (0 + w[0] . x[0] + w[1] . x[1] + w[2] . x[2] + w[3] . x[3]) * factors + lanes
+//! output = the lanes, halves added until one is left
+//! ```
+//!
+//! As in the other form, few tokens take their weights straight from memory and many tokens from the second-level cache,
+//! and an output's operations are the same either way.
+#![cfg(target_arch = "x86_64")]
+
+#[allow(
+    clippy::wildcard_imports,
+    reason = "a list of instructions would say nothing"
+)]
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use super::direct::Rest;
+use super::{AHEAD_BYTES, LINE, MOST_DIRECT_TOKENS, Product, TILE_ROWS, prefetch};
+use crate::activation::{BlockScales, Form, wide_power};
+use crate::avx512::Avx512;
+use crate::lanes::Lanes;
+use crate::matrix::{Bf16Rows, FP8_BLOCK, Fp8Rows, Mxfp4Rows, Weights};
+use crate::memory::Buffer;
+use crate::pairs::{GROUP, Group, LANES, PairRows, REGISTERS, WIDTH, dot, sums};
+
+/// Rows that stay in the first-level cache while all tokens pass.
+const STRIP_ROWS: usize = 8;
+/// Tokens multiplied together.
+const TILE_TOKENS: usize = 3;
+/// Tokens that go through scratch memory together, whole tiles.
+const SCRATCH_TOKENS: usize = 63;
+/// Columns unpacked together, whole groups.
+const SCRATCH_COLUMNS: usize = 1024;
+/// Lanes of the outputs of a tile of rows and one token.
+const TILE_LANES: usize = TILE_ROWS * LANES;
+
+impl Product<'_> {
+    /// The products of a panel of pairs.
+    ///
+    /// # Safety
+    /// The tier's instructions are there.
+    #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16")]
+    pub(super) unsafe fn multiply_pairs(&self, out: &mut [f32]) {
+        let columns = self.matrix.columns;
+        // SAFETY: the instructions are there, as this function's own features say; the matrix was checked when it was
+        // made.
+        unsafe {
+            match self.matrix.weights {
+                Weights::Fp8 { codes, scales } => {
+                    let across = columns.div_ceil(FP8_BLOCK);
+                    let row = self.rows.start / FP8_BLOCK;
+                    let scales = BlockScales::new(Form::Pairs, scales, row, across);
+                    self.with_pairs(Fp8Rows { codes, columns }, Some(&scales), out);
+                }
+                Weights::Mxfp4 { codes, scales } => {
+                    let rows = Mxfp4Rows {
+                        codes,
+                        scales,
+                        columns,
+                    };
+                    self.with_pairs(rows, None, out);
+                }
+                Weights::Bf16(values) => self.with_pairs(Bf16Rows { values, columns }, None, out),
+                // Panels for float32 weights are lanes.
+                Weights::F32(_) => self.multiply::<Avx512>(out),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn with_pairs<R: PairRows>(
+        &self,
+        rows: R,
+        scales: Option<&BlockScales>,
+        out: &mut [f32],
+    ) {
+        let most = if self.len() <= MOST_DIRECT_TOKENS {
+            MOST_DIRECT_TOKENS
+        } else {
+            // Parts of about the same size, whole tiles.
+            let parts = self.len().div_ceil(SCRATCH_TOKENS);
+            self.len().div_ceil(parts).next_multiple_of(TILE_TOKENS)
+        };
+        let factors = scales.map_or(&[][..], BlockScales::factors);
+        let mut undo = [0.0; SCRATCH_TOKENS];
+        for first in (0..self.len()).step_by(most) {
+            let tokens = first..self.len().min(first + most);
+            for (undo, token) in undo.iter_mut().zip(tokens.clone()) {
+                let exponent = self.panel.exponents[self.token(token)];
+                *undo =
+                    scales.map_or_else(|| wide_power(exponent), |scales| scales.undoing(exponent));
+            }
+            let undo = &undo[..tokens.len()];
+            let out = &mut out[first * self.rows.len()..tokens.end * self.rows.len()];
+            // SAFETY: the caller has the tier's instructions.
+            unsafe {
+                if tokens.len() <= MOST_DIRECT_TOKENS {
+                    self.direct_pairs(rows, factors, tokens, undo, out);
+                } else {
+                    self.pairs_through_scratch(rows, factors, tokens, undo, out);
+                }
+            }
+        }
+    }
+
+    /// A token's numbers.
+    #[inline(always)]
+    fn pairs_of(&self, token: usize) -> *const u16 {
+        self.panel.token(self.token(token)).as_ptr().cast()
+    }
+
+    #[inline(always)]
+    unsafe fn direct_pairs<R: PairRows>(
+        &self,
+        rows: R,
+        factors: &[f32],
+        tokens: Range<usize>,
+        undo: &[f64],
+        out: &mut [f32],
+    ) {
+        let x = |token: usize| self.pairs_of(tokens.start + token);
+        // SAFETY: the caller has the tier's instructions; there are as many tokens as each arm says.
+        unsafe {
+            match tokens.len() {
+                1 => self.direct_pair_rows::<R, 4, 1>(rows, factors, [x(0)], undo, out),
+                2 => self.direct_pair_rows::<R, 4, 2>(rows, factors, [x(0), x(1)], undo, out),
+                3 => {
+                    let x = [x(0), x(1), x(2)];
+                    self.direct_pair_rows::<R, 2, 3>(rows, factors, x, undo, out);
+                }
+                _ => {
+                    let x = [x(0), x(1), x(2), x(3)];
+                    self.direct_pair_rows::<R, 2, 4>(rows, factors, x, undo, out);
+                }
+            }
+        }
+    }
+
+    /// All rows with `T` tokens, `N` rows at once.
+    #[inline(always)]
+    unsafe fn direct_pair_rows<R: PairRows, const N: usize, const T: usize>(
+        &self,
+        rows: R,
+        factors: &[f32],
+        x: [*const u16; T],
+        undo: &[f64],
+        out: &mut [f32],
+    ) {
+        let mut row = self.rows.start;
+        // SAFETY: the caller has the tier's instructions; the rows are this task's.
+        unsafe {
+            while row + N <= self.rows.end {
+                self.pair_tile::<R, N, T>(rows, factors, row, x, undo, out);
+                row += N;
+            }
+            while row < self.rows.end {
+                self.pair_tile::<R, 1, T>(rows, factors, row, x, undo, out);
+                row += 1;
+            }
+        }
+    }
+
+    /// `N` rows with `T` tokens.
+    #[inline(always)]
+    unsafe fn pair_tile<R: PairRows, const N: usize, const T: usize>(
+        &self,
+        rows: R,
+        factors: &[f32],
+        first: usize,
+        x: [*const u16; T],
+        undo: &[f64],
+        out: &mut [f32],
+    ) {
+        let whole = self.matrix.columns / GROUP;
+        let starts: [*const u8; N] = std::array::from_fn(|row| rows.start(first + row));
+        // What comes is asked for in the order of memory, not as the rows are read.
+        let coming = starts[0].wrapping_add(AHEAD_BYTES);
+        let mut asked = 0;
+        // SAFETY: the caller has the tier's instructions; whole groups lie in their rows, and the tokens have whole groups.
+        unsafe {
+            let mut lanes = [[_mm512_setzero_ps(); T]; N];
+            for group in 0..whole {
+                let offset = group * R::GROUP_BYTES;
+                while asked < N * (offset + R::GROUP_BYTES) {
+                    prefetch(coming.wrapping_add(asked));
+                    asked += LINE;
+                }
+                let x = x.map(|x| x.wrapping_add(group * GROUP));
+                for (row, lanes) in lanes.iter_mut().enumerate() {
+                    let weights = rows.read(starts[row].add(offset), first + row, group, factors);
+                    add_products::<R, T>(&weights, x, lanes);
+                }
+            }
+            if whole * GROUP < self.matrix.columns {
+                let x = x.map(|x| x.wrapping_add(whole * GROUP));
+                for (row, lanes) in lanes.iter_mut().enumerate() {
+                    let rest = rest(rows, first + row, whole);
+                    let weights = rows.read(rest.start(), first + row, whole, factors);
+                    add_products::<R, T>(&weights, x, lanes);
+                }
+            }
+            for (row, lanes) in lanes.into_iter().enumerate() {
+                for (token, lanes) in lanes.into_iter().enumerate() {
+                    let at = token * self.rows.len() + first + row - self.rows.start;
+                    out[at] = (f64::from(Avx512(lanes).sum()) * undo[token]) as f32;
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn pairs_through_scratch<R: PairRows>(
+        &self,
+        rows: R,
+        factors: &[f32],
+        these: Range<usize>,
+        undo: &[f64],
+        out: &mut [f32],
+    ) {
+        let (count, tokens) = (self.rows.len(), these.len());
+        let width = self.matrix.columns.next_multiple_of(GROUP);
+        let chunk = SCRATCH_COLUMNS.min(width);
+        let row_tiles = count.div_ceil(TILE_ROWS);
+        let rows_room = row_tiles * TILE_ROWS;
+        let sizes = [
+            rows_room * chunk / 2,
+            rows_room * chunk / GROUP * LANES,
+            // Four tokens are summed together.
+            row_tiles * tokens.next_multiple_of(4) * TILE_LANES,
+        ];
+        let mut buffer = Buffer::take();
+        let scratch = buffer.some(sizes.iter().sum());
+        let (numbers, rest) = scratch.split_at_mut(sizes[0]);
+        let (scales, lanes) = rest.split_at_mut(sizes[1]);
+        let block = Block {
+            numbers: numbers.as_mut_ptr().cast(),
+            factors: scales.as_mut_ptr(),
+            lanes: lanes.as_mut_ptr(),
+            tokens,
+            tokens_room: tokens.next_multiple_of(4),
+        };
+        // SAFETY: the caller has the tier's instructions; the buffers have room for whole tiles of rows of a chunk, their
+        // factors, and the lanes of every output.
+        unsafe {
+            for start in (0..width).step_by(chunk) {
+                let size = chunk.min(width - start);
+                self.unpack_pairs(rows, factors, start..start + size, &block);
+                let x = |token: usize| self.pairs_of(these.start + token).wrapping_add(start);
+                let strip = STRIP_ROWS / TILE_ROWS;
+                for first in (0..row_tiles).step_by(strip) {
+                    let tiles = first..row_tiles.min(first + strip);
+                    block.strip::<R>(tiles, size, start == 0, x);
+                }
+            }
+            block.finish(count, undo, out);
+        }
+    }
+
+    /// Unpacks some columns of every row, one row after the other, and the factors of their groups.
+    #[inline(always)]
+    unsafe fn unpack_pairs<R: PairRows>(
+        &self,
+        rows: R,
+        factors: &[f32],
+        columns: Range<usize>,
+        block: &Block,
+    ) {
+        let whole = self.matrix.columns / GROUP;
+        let groups = columns.start / GROUP..columns.end / GROUP;
+        for (place, row) in self.rows.clone().enumerate() {
+            let begin = rows.start(row);
+            for (number, group) in groups.clone().enumerate() {
+                let number = place * groups.len() + number;
+                // SAFETY: the caller has the tier's instructions; whole groups lie in their row, and the block has room.
+                unsafe {
+                    let rest;
+                    let at = if group < whole {
+                        begin.add(group * R::GROUP_BYTES)
+                    } else {
+                        rest = self::rest(rows, row, whole);
+                        rest.start()
+                    };
+                    let read = rows.read(at, row, group, factors);
+                    for (register, numbers) in read.numbers.into_iter().enumerate() {
+                        let to = block.numbers.add(number * GROUP + register * WIDTH);
+                        _mm512_store_si512(to.cast(), numbers);
+                    }
+                    if R::SCALED {
+                        _mm512_store_ps(block.factors.add(number * LANES), read.factors);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What is left of a row behind its whole groups.
+#[inline(always)]
+fn rest<R: PairRows>(rows: R, row: usize, whole: usize) -> Rest {
+    let offset = whole * R::GROUP_BYTES;
+    // SAFETY: that is what the row has left.
+    unsafe {
+        Rest::copy(
+            rows.start(row).wrapping_add(offset),
+            rows.row_bytes() - offset,
+        )
+    }
+}
+
+/// Adds the products of one group with each token.
+#[inline(always)]
+unsafe fn add_products<R: PairRows, const T: usize>(
+    weights: &Group,
+    x: [*const u16; T],
+    lanes: &mut [__m512; T],
+) {
+    for (lanes, x) in lanes.iter_mut().zip(x) {
+        // SAFETY: the caller has the tier's instructions and gives a group of each token.
+        unsafe {
+            let mut sum = if R::SCALED {
+                _mm512_setzero_ps()
+            } else {
+                *lanes
+            };
+            for (register, &numbers) in weights.numbers.iter().enumerate() {
+                sum = dot(
+                    sum,
+                    numbers,
+                    _mm512_load_si512(x.add(register * WIDTH).cast()),
+                );
+            }
+            *lanes = if R::SCALED {
+                _mm512_fmadd_ps(sum, weights.factors, *lanes)
+            } else {
+                sum
+            };
+        }
+    }
+}
+
+/// Unpacked rows of one chunk of the columns, and the lanes that they add to.
+struct Block {
+    /// Row after row, whole tiles.
+    numbers: *mut u16,
+    /// Row after row, for each group a factor for each lane.
+    factors: *mut f32,
+    /// For every tile of rows and token, the lanes of the tile's rows.
+    lanes: *mut f32,
+    tokens: usize,
+    /// Tokens that there is room for.
+    tokens_room: usize,
+}
+
+impl Block {
+    /// Goes on with the chains of some tiles of rows and all tokens.
+    #[inline(always)]
+    unsafe fn strip<R: PairRows>(
+        &self,
+        tiles: Range<usize>,
+        size: usize,
+        fresh: bool,
+        x: impl Fn(usize) -> *const u16,
+    ) {
+        for token in (0..self.tokens).step_by(TILE_TOKENS) {
+            for tile in tiles.clone() {
+                // SAFETY: the caller has the tier's instructions and gives room for all of it.
+                unsafe {
+                    match self.tokens - token {
+                        1 => self.multiply::<R, 1>(tile, token, size, fresh, [x(token)]),
+                        2 => {
+                            let x = [x(token), x(token + 1)];
+                            self.multiply::<R, 2>(tile, token, size, fresh, x);
+                        }
+                        _ => {
+                            let x = [x(token), x(token + 1), x(token + 2)];
+                            self.multiply::<R, TILE_TOKENS>(tile, token, size, fresh, x);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Where the lanes of a tile and a token begin.
+    #[inline(always)]
+    fn lanes_of(&self, tile: usize, token: usize) -> *mut f32 {
+        self.lanes
+            .wrapping_add((tile * self.tokens_room + token) * TILE_LANES)
+    }
+
+    /// Goes on with the chains of one tile of rows and `T` tokens.
+    #[inline(always)]
+    unsafe fn multiply<R: PairRows, const T: usize>(
+        &self,
+        tile: usize,
+        token: usize,
+        size: usize,
+        fresh: bool,
+        x: [*const u16; T],
+    ) {
+        // SAFETY: the caller has the tier's instructions; the tile, the tokens and their lanes lie in their buffers.
+        unsafe {
+            let numbers = self.numbers.add(tile * TILE_ROWS * size);
+            let groups = size / GROUP;
+            let factors = self.factors.add(tile * TILE_ROWS * groups * LANES);
+            let mut lanes = [[_mm512_setzero_ps(); T]; TILE_ROWS];
+            if !fresh {
+                for (row, lanes) in lanes.iter_mut().enumerate() {
+                    for (offset, lanes) in lanes.iter_mut().enumerate() {
+                        let from = self.lanes_of(tile, token + offset).add(row * LANES);
+                        *lanes = _mm512_load_ps(from);
+                    }
+                }
+            }
+            for group in 0..groups {
+                let mut partial = if R::SCALED {
+                    [[_mm512_setzero_ps(); T]; TILE_ROWS]
+                } else {
+                    lanes
+                };
+                for register in 0..REGISTERS {
+                    let at = group * GROUP + register * WIDTH;
+                    let x = x.map(|x| _mm512_load_si512(x.add(at).cast()));
+                    for (row, partial) in partial.iter_mut().enumerate() {
+                        let weights = _mm512_load_si512(numbers.add(row * size + at).cast());
+                        for (partial, x) in partial.iter_mut().zip(x) {
+                            *partial = dot(*partial, weights, x);
+                        }
+                    }
+                }
+                if R::SCALED {
+                    for (row, (lanes, partial)) in lanes.iter_mut().zip(partial).enumerate() {
+                        let factors = _mm512_load_ps(factors.add((row * groups + group) * LANES));
+                        for (lanes, partial) in lanes.iter_mut().zip(partial) {
+                            *lanes = _mm512_fmadd_ps(partial, factors, *lanes);
+                        }
+                    }
+                } else {
+                    lanes = partial;
+                }
+            }
+            for (row, lanes) in lanes.into_iter().enumerate() {
+                for (offset, lanes) in lanes.into_iter().enumerate() {
+                    let to = self.lanes_of(tile, token + offset).add(row * LANES);
+                    _mm512_store_ps(to, lanes);
+                }
+            }
+        }
+    }
+
+    /// Sums the lanes of all outputs, four rows of four tokens at a time, and writes the first `count` rows.
+    #[inline(always)]
+    unsafe fn finish(&self, count: usize, undo: &[f64], out: &mut [f32]) {
+        for tile in 0..count.div_ceil(TILE_ROWS) {
+            let row = tile * TILE_ROWS;
+            for token in (0..self.tokens).step_by(4) {
+                // SAFETY: the caller has the tier's instructions; there is room for the lanes of four tokens, and those that
+                // were not written are never used.
+                unsafe {
+                    let from = self.lanes_of(tile, token);
+                    let lanes = std::array::from_fn(|number| {
+                        _mm512_load_ps(from.wrapping_add(number * LANES))
+                    });
+                    let mut products = [0.0_f32; LANES];
+                    _mm512_storeu_ps(products.as_mut_ptr(), sums(lanes));
+                    let rows = TILE_ROWS.min(count - row);
+                    let tokens = products.chunks_exact(TILE_ROWS).zip(&undo[token..]);
+                    for (offset, (products, undo)) in tokens.enumerate() {
+                        let out = &mut out[(token + offset) * count + row..][..rows];
+                        for (out, &product) in out.iter_mut().zip(products) {
+                            *out = (f64::from(product) * undo) as f32;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
