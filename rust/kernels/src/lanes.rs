@@ -51,13 +51,14 @@ pub(crate) trait Lanes: Copy {
     fn element(packing: Packing, place: usize) -> usize;
 }
 
-/// Asks the processor for the line that holds this address; any address will do.
+/// Asks the processor for the line that holds this address, as near as the second-level cache: what is asked for early
+/// would push out of the nearest one what is used now. Any address will do.
 #[inline(always)]
 pub(crate) fn prefetch(address: *const u8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch reads nothing and faults nowhere; the instruction is part of every x86-64.
     unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(address.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = address;

@@ -1,7 +1,9 @@
 //! Weights as pairs of bfloat16 numbers, for processors that multiply such pairs: AVX-512 with VBMI and BF16.
 //!
-//! FP8 and FP4 codes are exact in bfloat16. Every packing is read in groups of 128 columns, four registers of 32 numbers;
-//! what a group's sum is multiplied by, one float32 factor for each lane, comes with it.
+//! Every packing is read in groups of 128 columns, four registers of 32 numbers. FP8 weights are rounded to bfloat16, code
+//! times scale (exact for scales that are powers of two): a block has 128 sizes, so that costs a table for each block
+//! and no instruction more. FP4 codes are exact, and the scales of a group's blocks, one float32 factor for each lane,
+//! come with it.
 #![cfg(target_arch = "x86_64")]
 
 #[allow(
@@ -12,7 +14,7 @@ use std::arch::x86_64::*;
 
 use crate::activation::{PAIR_GROUP, normalize};
 use crate::lanes::Packing;
-use crate::matrix::{Bf16Rows, Fp8Rows, MXFP4_BLOCK, Mxfp4Rows};
+use crate::matrix::{Bf16Rows, MXFP4_BLOCK, Mxfp4Rows};
 
 /// Columns of a group: a block of FP8 codes.
 pub(crate) const GROUP: usize = PAIR_GROUP;
@@ -22,29 +24,27 @@ pub(crate) const WIDTH: usize = 32;
 /// Lanes of a sum.
 pub(crate) const LANES: usize = 16;
 
-/// The lower and the upper byte of the bfloat16 that the lower seven bits of an FP8 code stand for.
-static FP8: [[u8; 128]; 2] = {
-    let mut bytes = [[0; 128]; 2];
+/// What the lower seven bits of an FP8 code stand for.
+static FP8: [f32; 128] = {
+    let mut values = [f32::NAN; 128];
     let mut code = 0;
-    while code < 128 {
+    while code < 127 {
         let (exponent, mantissa) = (code >> 3, code & 7);
-        let bits: u16 = if code == 127 {
-            0x7fc0
-        } else if exponent > 0 {
-            (((exponent + 120) << 7) | (mantissa << 4)) as u16
-        } else if mantissa == 0 {
-            0
+        // Eighths of 2^(exponent - 7); without an exponent, of 2^-6.
+        let (eighths, exponent) = if exponent == 0 {
+            (mantissa, 1)
         } else {
-            // Subnormal: `mantissa` times 2^-9, normal in bfloat16.
-            let top = 31 - (mantissa as u32).leading_zeros();
-            (((118 + top) << 7) | (((mantissa as u32) << (7 - top)) & 0x7f)) as u16
+            (mantissa + 8, exponent)
         };
-        bytes[0][code] = bits as u8;
-        bytes[1][code] = (bits >> 8) as u8;
+        values[code] = eighths as f32 * f32::from_bits(((exponent + 117) as u32) << 23);
         code += 1;
     }
-    bytes
+    values
 };
+
+/// The bfloat16 that each FP8 code of a block stands for, its scale included: of the lower seven bits of a code the lower
+/// and the upper byte, 128 each.
+pub(crate) const TABLE: usize = 2 * FP8.len();
 
 /// The bfloat16 that the lower four of five bits stand for, whatever the fifth.
 static FP4: [u16; 32] = {
@@ -58,7 +58,7 @@ static FP4: [u16; 32] = {
     values
 };
 
-/// Four registers of 32 numbers, and what the sum of their products is multiplied by.
+/// Four registers of 32 numbers, and what the sum of their products is multiplied by where the packing says so.
 #[derive(Clone, Copy)]
 pub(crate) struct Group {
     pub(crate) numbers: [__m512i; REGISTERS],
@@ -73,17 +73,70 @@ pub(crate) trait PairRows: Copy + Sync {
     /// Bytes of a group.
     const GROUP_BYTES: usize;
     /// Whether sums have to be multiplied by factors.
-    const SCALED: bool = true;
+    const SCALED: bool = false;
 
     /// Where a row begins.
     fn start(&self, row: usize) -> *const u8;
     /// Bytes of a row.
     fn row_bytes(&self) -> usize;
-    /// Reads the group that lies at `at`: group number `group` of row `row`. `factors` are those of the row of blocks.
-    unsafe fn read(&self, at: *const u8, row: usize, group: usize, factors: &[f32]) -> Group;
+    /// Reads the group that lies at `at`: group number `group` of row `row`.
+    unsafe fn read(&self, at: *const u8, row: usize, group: usize) -> Group;
 }
 
-impl PairRows for Fp8Rows<'_> {
+/// FP8 codes, and the tables of a row of blocks.
+#[derive(Clone, Copy)]
+pub(crate) struct ScaledFp8Rows<'a> {
+    pub(crate) codes: &'a [u8],
+    pub(crate) columns: usize,
+    /// [`TABLE`] bytes for each block.
+    tables: *const u8,
+    blocks: usize,
+}
+
+// SAFETY: the tables are only read.
+unsafe impl Sync for ScaledFp8Rows<'_> {}
+
+impl<'a> ScaledFp8Rows<'a> {
+    /// Rows of blocks with these scales; their tables are written to `tables`.
+    ///
+    /// # Safety
+    /// The tier's instructions are there.
+    #[inline(always)]
+    pub(crate) unsafe fn new(
+        codes: &'a [u8],
+        columns: usize,
+        scales: &[f32],
+        tables: &'a mut [f32],
+    ) -> Self {
+        assert!(scales.len() * TABLE / 4 <= tables.len() && columns <= scales.len() * GROUP);
+        let tables: *mut u8 = tables.as_mut_ptr().cast();
+        for (block, &scale) in scales.iter().enumerate() {
+            for part in 0..4 {
+                // SAFETY: the caller has the tier's instructions; 32 values, and room for their bytes.
+                unsafe {
+                    let scale = _mm512_set1_ps(scale);
+                    let values = FP8.as_ptr().add(32 * part);
+                    let first = _mm512_mul_ps(_mm512_loadu_ps(values), scale);
+                    let second = _mm512_mul_ps(_mm512_loadu_ps(values.add(16)), scale);
+                    let numbers = _mm512_cvtne2ps_pbh(second, first);
+                    let numbers = std::mem::transmute::<__m512bh, __m512i>(numbers);
+                    let to = tables.add(block * TABLE + 32 * part);
+                    _mm256_storeu_si256(to.cast(), _mm512_cvtepi16_epi8(numbers));
+                    let upper = _mm512_cvtepi16_epi8(_mm512_srli_epi16::<8>(numbers));
+                    _mm256_storeu_si256(to.add(TABLE / 2).cast(), upper);
+                }
+            }
+        }
+        Self {
+            codes,
+            columns,
+            tables,
+            blocks: scales.len(),
+        }
+    }
+}
+
+impl PairRows for ScaledFp8Rows<'_> {
     const GROUP_BYTES: usize = GROUP;
 
     #[inline(always)]
@@ -97,36 +150,48 @@ impl PairRows for Fp8Rows<'_> {
     }
 
     #[inline(always)]
-    unsafe fn read(&self, at: *const u8, _row: usize, group: usize, factors: &[f32]) -> Group {
-        // SAFETY: the caller gives 128 codes and has the tier's instructions; the tables are 128 bytes each.
+    unsafe fn read(&self, at: *const u8, _row: usize, group: usize) -> Group {
+        debug_assert!(group < self.blocks);
+        // SAFETY: the caller gives 128 codes, of a block that has a table, and has the tier's instructions.
         unsafe {
-            let table = |which: usize, half: usize| {
-                _mm512_loadu_si512(FP8[which].as_ptr().add(64 * half).cast())
-            };
-            let sign = _mm512_set1_epi8(-128);
-            let half = |at: *const u8| {
-                let codes = _mm512_loadu_si512(at.cast());
-                // The look-up takes the lowest seven bits of an index.
-                let lower = _mm512_permutex2var_epi8(table(0, 0), codes, table(0, 1));
-                let upper = _mm512_permutex2var_epi8(table(1, 0), codes, table(1, 1));
-                // upper | (codes & sign)
-                let upper = _mm512_ternarylogic_epi32::<0xf8>(upper, codes, sign);
-                [
-                    _mm512_unpacklo_epi8(lower, upper),
-                    _mm512_unpackhi_epi8(lower, upper),
-                ]
-            };
-            let ([a, b], [c, d]) = (half(at), half(at.add(64)));
+            let table = self.tables.add(group * TABLE);
+            let tables = [
+                _mm512_load_si512(table.cast()),
+                _mm512_load_si512(table.add(64).cast()),
+                _mm512_load_si512(table.add(128).cast()),
+                _mm512_load_si512(table.add(192).cast()),
+            ];
+            let [a, b] = fp8(_mm512_loadu_si512(at.cast()), tables);
+            let [c, d] = fp8(_mm512_loadu_si512(at.add(64).cast()), tables);
             Group {
                 numbers: [a, b, c, d],
-                factors: _mm512_set1_ps(factors[group]),
+                factors: _mm512_setzero_ps(),
             }
         }
     }
 }
 
+/// The numbers that 64 codes stand for: of each sixteen the first eight in one register, the others in the second.
+#[inline(always)]
+unsafe fn fp8(codes: __m512i, tables: [__m512i; 4]) -> [__m512i; 2] {
+    // SAFETY: the caller has the tier's instructions.
+    unsafe {
+        // The look-up takes the lowest seven bits of an index.
+        let lower = _mm512_permutex2var_epi8(tables[0], codes, tables[1]);
+        let upper = _mm512_permutex2var_epi8(tables[2], codes, tables[3]);
+        // upper | (codes & sign)
+        let sign = _mm512_set1_epi8(-128);
+        let upper = _mm512_ternarylogic_epi32::<0xf8>(upper, codes, sign);
+        [
+            _mm512_unpacklo_epi8(lower, upper),
+            _mm512_unpackhi_epi8(lower, upper),
+        ]
+    }
+}
+
 impl PairRows for Mxfp4Rows<'_> {
     const GROUP_BYTES: usize = GROUP / 2;
+    const SCALED: bool = true;
 
     #[inline(always)]
     fn start(&self, row: usize) -> *const u8 {
@@ -139,7 +204,7 @@ impl PairRows for Mxfp4Rows<'_> {
     }
 
     #[inline(always)]
-    unsafe fn read(&self, at: *const u8, row: usize, group: usize, _factors: &[f32]) -> Group {
+    unsafe fn read(&self, at: *const u8, row: usize, group: usize) -> Group {
         const BLOCKS: usize = GROUP / MXFP4_BLOCK;
         let across = self.columns / MXFP4_BLOCK;
         let row = &self.scales[row * across..][..across];
@@ -181,7 +246,6 @@ impl PairRows for Mxfp4Rows<'_> {
 
 impl PairRows for Bf16Rows<'_> {
     const GROUP_BYTES: usize = GROUP * 2;
-    const SCALED: bool = false;
 
     #[inline(always)]
     fn start(&self, row: usize) -> *const u8 {
@@ -194,14 +258,17 @@ impl PairRows for Bf16Rows<'_> {
     }
 
     #[inline(always)]
-    unsafe fn read(&self, at: *const u8, _row: usize, _group: usize, _factors: &[f32]) -> Group {
+    unsafe fn read(&self, at: *const u8, _row: usize, _group: usize) -> Group {
         // SAFETY: the caller gives 128 numbers and has the tier's instructions.
         unsafe {
             Group {
-                numbers: std::array::from_fn(|register| {
-                    _mm512_loadu_si512(at.add(64 * register).cast())
-                }),
-                factors: _mm512_set1_ps(1.0),
+                numbers: [
+                    _mm512_loadu_si512(at.cast()),
+                    _mm512_loadu_si512(at.add(64).cast()),
+                    _mm512_loadu_si512(at.add(128).cast()),
+                    _mm512_loadu_si512(at.add(192).cast()),
+                ],
+                factors: _mm512_setzero_ps(),
             }
         }
     }
@@ -226,36 +293,31 @@ pub(crate) unsafe fn dot(sums: __m512, a: __m512i, b: __m512i) -> __m512 {
 pub(crate) unsafe fn sums(of: [__m512; LANES]) -> __m512 {
     // SAFETY: the caller has the tier's instructions.
     unsafe {
-        // In each step two registers become one: the halves of what is left of both are added.
-        let halves = |a, b| {
-            _mm512_add_ps(
-                _mm512_shuffle_f32x4::<0b01_00_01_00>(a, b),
-                _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b),
-            )
-        };
-        let quarters = |a, b| {
-            _mm512_add_ps(
-                _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b),
-                _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b),
-            )
-        };
-        let pairs = |a, b| {
-            _mm512_add_ps(
-                _mm512_shuffle_ps::<0b01_00_01_00>(a, b),
-                _mm512_shuffle_ps::<0b11_10_11_10>(a, b),
-            )
-        };
-        let neighbors = |a, b| {
-            _mm512_add_ps(
-                _mm512_shuffle_ps::<0b10_00_10_00>(a, b),
-                _mm512_shuffle_ps::<0b11_01_11_01>(a, b),
-            )
-        };
-        let four: [__m512; 4] = std::array::from_fn(|i| {
-            quarters(halves(of[i], of[i + 4]), halves(of[i + 8], of[i + 12]))
-        });
-        neighbors(pairs(four[0], four[1]), pairs(four[2], four[3]))
+        let mut four = [_mm512_setzero_ps(); 4];
+        for (i, four) in four.iter_mut().enumerate() {
+            *four = quarters(halves(of[i], of[i + 4]), halves(of[i + 8], of[i + 12]));
+        }
+        let upper = pairs(four[0], four[1]);
+        neighbors(upper, pairs(four[2], four[3]))
     }
+}
+
+/// Steps of [`sums`]: of two registers one is made, in which the halves of what is left of both are added.
+macro_rules! steps {
+    ($($name:ident: $shuffle:ident, $lower:literal, $upper:literal;)*) => {$(
+        #[inline(always)]
+        unsafe fn $name(a: __m512, b: __m512) -> __m512 {
+            // SAFETY: the caller has the tier's instructions.
+            unsafe { _mm512_add_ps($shuffle::<$lower>(a, b), $shuffle::<$upper>(a, b)) }
+        }
+    )*};
+}
+
+steps! {
+    halves: _mm512_shuffle_f32x4, 0b01_00_01_00, 0b11_10_11_10;
+    quarters: _mm512_shuffle_f32x4, 0b10_00_10_00, 0b11_01_11_01;
+    pairs: _mm512_shuffle_ps, 0b01_00_01_00, 0b11_10_11_10;
+    neighbors: _mm512_shuffle_ps, 0b10_00_10_00, 0b11_01_11_01;
 }
 
 /// Lays out the numbers of whole groups for a packing, divided by the power of two of the largest; returns its exponent.
@@ -283,10 +345,11 @@ unsafe fn place(packing: Packing, from: *const f32, count: usize, to: *mut u16) 
         // SAFETY: whole groups; one is read before its places are written, and those lie before all that is still to be
         // read.
         unsafe {
-            let sixteen: [__m256i; 8] = std::array::from_fn(|part| {
-                let numbers = _mm512_loadu_ps(from.add(start + 16 * part));
-                std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(numbers))
-            });
+            let mut sixteen = [_mm256_setzero_si256(); 8];
+            for (part, to) in sixteen.iter_mut().enumerate() {
+                let numbers = _mm512_cvtneps_pbh(_mm512_loadu_ps(from.add(start + 16 * part)));
+                *to = std::mem::transmute::<__m256bh, __m256i>(numbers);
+            }
             let to = to.add(start);
             match packing {
                 // Eight numbers of each sixteen stand in one register, eight in the next.

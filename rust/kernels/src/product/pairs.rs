@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! lanes of an output = 0
-//! for each group of 128 columns, ascending:
-//!     lanes = (0 + w[0] . x[0] + w[1] . x[1] + w[2] . x[2] + w[3] . x[3]) * factors + lanes
+//! for each group of 128 columns, ascending:  lanes = lanes + w[0] . x[0] + w[1] . x[1] + w[2] . x[2] + w[3] . x[3]
+//! of FP4 weights:  lanes = (0 + w[0] . x[0] + w[1] . x[1] + w[2] . x[2] + w[3] . x[3]) * factors + lanes
 //! output = the lanes, halves added until one is left
 //! ```
 //!
@@ -23,16 +23,20 @@ use super::{AHEAD_BYTES, LINE, MOST_DIRECT_TOKENS, Product, TILE_ROWS, prefetch}
 use crate::activation::{BlockScales, Form, wide_power};
 use crate::avx512::Avx512;
 use crate::lanes::Lanes;
-use crate::matrix::{Bf16Rows, FP8_BLOCK, Fp8Rows, Mxfp4Rows, Weights};
+use crate::matrix::{Bf16Rows, FP8_BLOCK, Mxfp4Rows, Weights};
 use crate::memory::Buffer;
-use crate::pairs::{GROUP, Group, LANES, PairRows, REGISTERS, WIDTH, dot, sums};
+use crate::pairs::{
+    GROUP, Group, LANES, PairRows, REGISTERS, ScaledFp8Rows, TABLE, WIDTH, dot, sums,
+};
 
 /// Rows that stay in the first-level cache while all tokens pass.
 const STRIP_ROWS: usize = 8;
-/// Tokens multiplied together.
-const TILE_TOKENS: usize = 3;
+/// Tokens multiplied together: with four rows sixteen sums, which are added up together too.
+const TILE_TOKENS: usize = 4;
+/// The same where sums and what they are added to need registers.
+const SCALED_TILE_TOKENS: usize = 2;
 /// Tokens that go through scratch memory together, whole tiles.
-const SCRATCH_TOKENS: usize = 63;
+const SCRATCH_TOKENS: usize = 128;
 /// Columns unpacked together, whole groups.
 const SCRATCH_COLUMNS: usize = 1024;
 /// Lanes of the outputs of a tile of rows and one token.
@@ -54,7 +58,10 @@ impl Product<'_> {
                     let across = columns.div_ceil(FP8_BLOCK);
                     let row = self.rows.start / FP8_BLOCK;
                     let scales = BlockScales::new(Form::Pairs, scales, row, across);
-                    self.with_pairs(Fp8Rows { codes, columns }, Some(&scales), out);
+                    let mut buffer = Buffer::take();
+                    let tables = buffer.some(across * TABLE / 4);
+                    let rows = ScaledFp8Rows::new(codes, columns, scales.factors(), tables);
+                    self.with_pairs(rows, Some(&scales), out);
                 }
                 Weights::Mxfp4 { codes, scales } => {
                     let rows = Mxfp4Rows {
@@ -85,7 +92,6 @@ impl Product<'_> {
             let parts = self.len().div_ceil(SCRATCH_TOKENS);
             self.len().div_ceil(parts).next_multiple_of(TILE_TOKENS)
         };
-        let factors = scales.map_or(&[][..], BlockScales::factors);
         let mut undo = [0.0; SCRATCH_TOKENS];
         for first in (0..self.len()).step_by(most) {
             let tokens = first..self.len().min(first + most);
@@ -99,9 +105,9 @@ impl Product<'_> {
             // SAFETY: the caller has the tier's instructions.
             unsafe {
                 if tokens.len() <= MOST_DIRECT_TOKENS {
-                    self.direct_pairs(rows, factors, tokens, undo, out);
+                    self.direct_pairs(rows, tokens, undo, out);
                 } else {
-                    self.pairs_through_scratch(rows, factors, tokens, undo, out);
+                    self.pairs_through_scratch(rows, tokens, undo, out);
                 }
             }
         }
@@ -117,7 +123,6 @@ impl Product<'_> {
     unsafe fn direct_pairs<R: PairRows>(
         &self,
         rows: R,
-        factors: &[f32],
         tokens: Range<usize>,
         undo: &[f64],
         out: &mut [f32],
@@ -126,15 +131,15 @@ impl Product<'_> {
         // SAFETY: the caller has the tier's instructions; there are as many tokens as each arm says.
         unsafe {
             match tokens.len() {
-                1 => self.direct_pair_rows::<R, 4, 1>(rows, factors, [x(0)], undo, out),
-                2 => self.direct_pair_rows::<R, 4, 2>(rows, factors, [x(0), x(1)], undo, out),
+                1 => self.direct_pair_rows::<R, 4, 1>(rows, [x(0)], undo, out),
+                2 => self.direct_pair_rows::<R, 4, 2>(rows, [x(0), x(1)], undo, out),
                 3 => {
                     let x = [x(0), x(1), x(2)];
-                    self.direct_pair_rows::<R, 2, 3>(rows, factors, x, undo, out);
+                    self.direct_pair_rows::<R, 2, 3>(rows, x, undo, out);
                 }
                 _ => {
                     let x = [x(0), x(1), x(2), x(3)];
-                    self.direct_pair_rows::<R, 2, 4>(rows, factors, x, undo, out);
+                    self.direct_pair_rows::<R, 2, 4>(rows, x, undo, out);
                 }
             }
         }
@@ -145,7 +150,6 @@ impl Product<'_> {
     unsafe fn direct_pair_rows<R: PairRows, const N: usize, const T: usize>(
         &self,
         rows: R,
-        factors: &[f32],
         x: [*const u16; T],
         undo: &[f64],
         out: &mut [f32],
@@ -154,11 +158,11 @@ impl Product<'_> {
         // SAFETY: the caller has the tier's instructions; the rows are this task's.
         unsafe {
             while row + N <= self.rows.end {
-                self.pair_tile::<R, N, T>(rows, factors, row, x, undo, out);
+                self.pair_tile::<R, N, T>(rows, row, x, undo, out);
                 row += N;
             }
             while row < self.rows.end {
-                self.pair_tile::<R, 1, T>(rows, factors, row, x, undo, out);
+                self.pair_tile::<R, 1, T>(rows, row, x, undo, out);
                 row += 1;
             }
         }
@@ -169,7 +173,6 @@ impl Product<'_> {
     unsafe fn pair_tile<R: PairRows, const N: usize, const T: usize>(
         &self,
         rows: R,
-        factors: &[f32],
         first: usize,
         x: [*const u16; T],
         undo: &[f64],
@@ -191,7 +194,7 @@ impl Product<'_> {
                 }
                 let x = x.map(|x| x.wrapping_add(group * GROUP));
                 for (row, lanes) in lanes.iter_mut().enumerate() {
-                    let weights = rows.read(starts[row].add(offset), first + row, group, factors);
+                    let weights = rows.read(starts[row].add(offset), first + row, group);
                     add_products::<R, T>(&weights, x, lanes);
                 }
             }
@@ -199,7 +202,7 @@ impl Product<'_> {
                 let x = x.map(|x| x.wrapping_add(whole * GROUP));
                 for (row, lanes) in lanes.iter_mut().enumerate() {
                     let rest = rest(rows, first + row, whole);
-                    let weights = rows.read(rest.start(), first + row, whole, factors);
+                    let weights = rows.read(rest.start(), first + row, whole);
                     add_products::<R, T>(&weights, x, lanes);
                 }
             }
@@ -216,7 +219,6 @@ impl Product<'_> {
     unsafe fn pairs_through_scratch<R: PairRows>(
         &self,
         rows: R,
-        factors: &[f32],
         these: Range<usize>,
         undo: &[f64],
         out: &mut [f32],
@@ -228,9 +230,12 @@ impl Product<'_> {
         let rows_room = row_tiles * TILE_ROWS;
         let sizes = [
             rows_room * chunk / 2,
-            rows_room * chunk / GROUP * LANES,
-            // Four tokens are summed together.
-            row_tiles * tokens.next_multiple_of(4) * TILE_LANES,
+            if R::SCALED {
+                rows_room * chunk / GROUP * LANES
+            } else {
+                0
+            },
+            row_tiles * tokens.next_multiple_of(TILE_TOKENS) * TILE_LANES,
         ];
         let mut buffer = Buffer::take();
         let scratch = buffer.some(sizes.iter().sum());
@@ -241,14 +246,14 @@ impl Product<'_> {
             factors: scales.as_mut_ptr(),
             lanes: lanes.as_mut_ptr(),
             tokens,
-            tokens_room: tokens.next_multiple_of(4),
+            tokens_room: tokens.next_multiple_of(TILE_TOKENS),
         };
         // SAFETY: the caller has the tier's instructions; the buffers have room for whole tiles of rows of a chunk, their
         // factors, and the lanes of every output.
         unsafe {
             for start in (0..width).step_by(chunk) {
                 let size = chunk.min(width - start);
-                self.unpack_pairs(rows, factors, start..start + size, &block);
+                self.unpack_pairs(rows, start..start + size, &block);
                 let x = |token: usize| self.pairs_of(these.start + token).wrapping_add(start);
                 let strip = STRIP_ROWS / TILE_ROWS;
                 for first in (0..row_tiles).step_by(strip) {
@@ -262,13 +267,7 @@ impl Product<'_> {
 
     /// Unpacks some columns of every row, one row after the other, and the factors of their groups.
     #[inline(always)]
-    unsafe fn unpack_pairs<R: PairRows>(
-        &self,
-        rows: R,
-        factors: &[f32],
-        columns: Range<usize>,
-        block: &Block,
-    ) {
+    unsafe fn unpack_pairs<R: PairRows>(&self, rows: R, columns: Range<usize>, block: &Block) {
         let whole = self.matrix.columns / GROUP;
         let groups = columns.start / GROUP..columns.end / GROUP;
         for (place, row) in self.rows.clone().enumerate() {
@@ -284,7 +283,7 @@ impl Product<'_> {
                         rest = self::rest(rows, row, whole);
                         rest.start()
                     };
-                    let read = rows.read(at, row, group, factors);
+                    let read = rows.read(at, row, group);
                     for (register, numbers) in read.numbers.into_iter().enumerate() {
                         let to = block.numbers.add(number * GROUP + register * WIDTH);
                         _mm512_store_si512(to.cast(), numbers);
@@ -365,19 +364,28 @@ impl Block {
         fresh: bool,
         x: impl Fn(usize) -> *const u16,
     ) {
-        for token in (0..self.tokens).step_by(TILE_TOKENS) {
+        let most = if R::SCALED {
+            SCALED_TILE_TOKENS
+        } else {
+            TILE_TOKENS
+        };
+        for token in (0..self.tokens).step_by(most) {
             for tile in tiles.clone() {
                 // SAFETY: the caller has the tier's instructions and gives room for all of it.
                 unsafe {
-                    match self.tokens - token {
+                    match most.min(self.tokens - token) {
                         1 => self.multiply::<R, 1>(tile, token, size, fresh, [x(token)]),
                         2 => {
                             let x = [x(token), x(token + 1)];
                             self.multiply::<R, 2>(tile, token, size, fresh, x);
                         }
-                        _ => {
+                        3 => {
                             let x = [x(token), x(token + 1), x(token + 2)];
-                            self.multiply::<R, TILE_TOKENS>(tile, token, size, fresh, x);
+                            self.multiply::<R, 3>(tile, token, size, fresh, x);
+                        }
+                        _ => {
+                            let x = [x(token), x(token + 1), x(token + 2), x(token + 3)];
+                            self.multiply::<R, 4>(tile, token, size, fresh, x);
                         }
                     }
                 }
@@ -424,11 +432,14 @@ impl Block {
                 };
                 for register in 0..REGISTERS {
                     let at = group * GROUP + register * WIDTH;
-                    let x = x.map(|x| _mm512_load_si512(x.add(at).cast()));
+                    let mut values = [_mm512_setzero_si512(); T];
+                    for (value, x) in values.iter_mut().zip(x) {
+                        *value = _mm512_load_si512(x.add(at).cast());
+                    }
                     for (row, partial) in partial.iter_mut().enumerate() {
                         let weights = _mm512_load_si512(numbers.add(row * size + at).cast());
-                        for (partial, x) in partial.iter_mut().zip(x) {
-                            *partial = dot(*partial, weights, x);
+                        for (partial, value) in partial.iter_mut().zip(values) {
+                            *partial = dot(*partial, weights, value);
                         }
                     }
                 }
@@ -457,14 +468,15 @@ impl Block {
     unsafe fn finish(&self, count: usize, undo: &[f64], out: &mut [f32]) {
         for tile in 0..count.div_ceil(TILE_ROWS) {
             let row = tile * TILE_ROWS;
-            for token in (0..self.tokens).step_by(4) {
+            for token in (0..self.tokens).step_by(TILE_TOKENS) {
                 // SAFETY: the caller has the tier's instructions; there is room for the lanes of four tokens, and those that
                 // were not written are never used.
                 unsafe {
                     let from = self.lanes_of(tile, token);
-                    let lanes = std::array::from_fn(|number| {
-                        _mm512_load_ps(from.wrapping_add(number * LANES))
-                    });
+                    let mut lanes = [_mm512_setzero_ps(); LANES];
+                    for (number, lanes) in lanes.iter_mut().enumerate() {
+                        *lanes = _mm512_load_ps(from.wrapping_add(number * LANES));
+                    }
                     let mut products = [0.0_f32; LANES];
                     _mm512_storeu_ps(products.as_mut_ptr(), sums(lanes));
                     let rows = TILE_ROWS.min(count - row);
