@@ -11,8 +11,9 @@
 //! Memory beside the arguments: at most 64 MB for absorbed queries and sums (for one token of 128 heads with a million
 //! keys, 200 MB), and 128 MB, or 4 MB a thread, for expanded ones.
 
-use abyssal_quant::Element;
+use abyssal_quant::{Bf16, Element};
 
+use crate::lanes::Packing;
 use crate::matrix::Matrix;
 use crate::tier::{Kind, Tier};
 
@@ -21,6 +22,7 @@ mod arithmetic;
 mod error;
 mod expanded;
 mod latents;
+mod pairs;
 mod softmax;
 mod spans;
 mod tiles;
@@ -154,6 +156,7 @@ fn attend<L: arithmetic::Arithmetic, T: Element, O: Element>(
     )?;
     let call = Call {
         tier,
+        pairs: takes_pairs::<T>(tier, attention),
         sizes,
         // Scores are logarithms to base 2.
         scale: attention.scale * std::f32::consts::LOG2_E,
@@ -176,9 +179,20 @@ fn attend<L: arithmetic::Arithmetic, T: Element, O: Element>(
     Ok(())
 }
 
+/// Whether a call takes dot products of bfloat16 pairs: where queries and cache have no more precision than that, and the
+/// up projection has none to lose.
+fn takes_pairs<T: Element>(tier: Tier, attention: &Attention<'_>) -> bool {
+    let narrow = T::FORMAT == Bf16::FORMAT
+        && matches!(attention.latents, Latents::Bf16(_))
+        && attention.up.packing() != Packing::F32;
+    tier.has_pairs() && narrow
+}
+
 /// A checked call.
 struct Call<'a, T, O> {
     tier: Tier,
+    /// Whether keys, values, queries and weights are multiplied as pairs of bfloat16 numbers.
+    pairs: bool,
     sizes: Sizes,
     scale: f32,
     rotary: Rotary<'a>,

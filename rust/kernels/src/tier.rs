@@ -51,6 +51,14 @@ impl Tier {
         *BEST.get_or_init(|| Self::available().pop().unwrap_or(Self(Kind::Scalar)))
     }
 
+    /// Whether it has the dot product of bfloat16 pairs.
+    pub(crate) fn has_pairs(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self.0 == Kind::Avx512Bf16;
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
     /// Its name.
     pub fn name(self) -> &'static str {
         match self.0 {

@@ -39,13 +39,16 @@ fn both_forms_are_right_for_published_and_odd_sizes_and_every_packing() {
     for tier in tiers() {
         for (index, sizes) in SIZES.into_iter().enumerate() {
             for (number, kind) in KINDS.into_iter().enumerate() {
-                for narrow in [false, true] {
-                    if emulated() && (index + number + usize::from(narrow)) % 7 != 0 {
+                for (turn, narrow) in [false, true, true].into_iter().enumerate() {
+                    if emulated() && (index + number + turn) % 7 != 0 {
                         continue;
                     }
                     let most = if emulated() { 7 } else { 53 };
                     let tokens = [most, 7][usize::from(narrow)] + index;
-                    let case = Case::random(sizes, tokens, kind, narrow, number as u64);
+                    let mut case = Case::random(sizes, tokens, kind, narrow, number as u64);
+                    if turn == 2 {
+                        case = case.with_narrow_query();
+                    }
                     case.check(tier, 0, &whole(&case, tier, 0));
                     case.check(tier, 0, &whole(&case, tier, tokens));
                 }
@@ -64,6 +67,8 @@ fn ragged_latents_are_right() {
                 }
                 let case = Case::random(sizes(4, kv_lora, 10, 12, 17), 50, kind, true, 3);
                 case.check(tier, 0, &whole(&case, tier, 20));
+                let case = case.with_narrow_query();
+                case.check(tier, 0, &whole(&case, tier, 20));
             }
         }
     }
@@ -74,11 +79,13 @@ fn contexts_of_several_chunks_are_right() {
     let tokens = if emulated() { 790 } else { 1000 };
     for tier in tiers() {
         let case = Case::random(sizes(2, 32, 8, 16, 24), tokens, Kind::Bf16, true, 9);
-        for start in [383, 384, 768, tokens - 3] {
-            let out = case.step(tier, start, start + 3, 0, 2);
-            case.check(tier, start, &out);
-            let out = case.step(tier, start, start + 3, tokens, 2);
-            case.check(tier, start, &out);
+        for case in [case.clone(), case.with_narrow_query()] {
+            for start in [383, 384, 768, tokens - 3] {
+                let out = case.step(tier, start, start + 3, 0, 2);
+                case.check(tier, start, &out);
+                let out = case.step(tier, start, start + 3, tokens, 2);
+                case.check(tier, start, &out);
+            }
         }
     }
 }
@@ -87,34 +94,43 @@ fn contexts_of_several_chunks_are_right() {
 fn a_token_has_the_same_bits_in_every_cut_of_a_prompt_and_on_every_number_of_threads() {
     let (tokens, expanded) = if emulated() { (300, 256) } else { (600, 512) };
     for tier in tiers() {
-        let mut case = Case::random(sizes(3, 64, 8, 16, 24), tokens, Kind::Fp8, true, 5);
-        let expected = bits_of(&whole(&case, tier, expanded));
-        for (cut, page_size, threads) in [
-            (7, 64, 1),
-            (64, 16, 2),
-            (256, 1, 2),
-            (512, 48, 1),
-            (1, 64, 2),
-        ] {
-            case.page_size = page_size;
-            // Single tokens at some places only: each expands all before it.
-            let starts: Vec<_> = (0..tokens)
-                .step_by(cut)
-                .filter(|start| {
-                    cut > 1 || start % 37 == 0 || (expanded - 2..expanded + 2).contains(start)
-                })
-                .step_by(if emulated() { 7 } else { 1 })
-                .collect();
-            for start in starts {
-                let end = tokens.min(start + cut);
-                let out = bits_of(&case.step(tier, start, end, expanded, threads));
-                let size = case.sizes.heads * case.sizes.v;
-                assert!(
-                    out == expected[start * size..end * size],
-                    "{} {cut} {start}",
-                    tier.name()
-                );
-            }
+        let case = Case::random(sizes(3, 64, 8, 16, 24), tokens, Kind::Fp8, true, 5);
+        bits_are_those_of_the_whole(tier, case.clone(), expanded);
+        bits_are_those_of_the_whole(tier, case.with_narrow_query(), expanded);
+        // Rows that are no whole registers, and no pairs.
+        let odd = Case::random(sizes(3, 33, 6, 15, 23), tokens, Kind::Fp8, true, 5);
+        bits_are_those_of_the_whole(tier, odd.with_narrow_query(), expanded);
+    }
+}
+
+fn bits_are_those_of_the_whole(tier: Tier, mut case: Case, expanded: usize) {
+    let tokens = case.tokens();
+    let expected = bits_of(&whole(&case, tier, expanded));
+    for (cut, page_size, threads) in [
+        (7, 64, 1),
+        (64, 16, 2),
+        (256, 1, 2),
+        (512, 48, 1),
+        (1, 64, 2),
+    ] {
+        case.page_size = page_size;
+        // Single tokens at some places only: each expands all before it.
+        let starts: Vec<_> = (0..tokens)
+            .step_by(cut)
+            .filter(|start| {
+                cut > 1 || start % 37 == 0 || (expanded - 2..expanded + 2).contains(start)
+            })
+            .step_by(if emulated() { 7 } else { 1 })
+            .collect();
+        for start in starts {
+            let end = tokens.min(start + cut);
+            let out = bits_of(&case.step(tier, start, end, expanded, threads));
+            let size = case.sizes.heads * case.sizes.v;
+            assert!(
+                out == expected[start * size..end * size],
+                "{} {cut} {start}",
+                tier.name()
+            );
         }
     }
 }
@@ -151,49 +167,53 @@ fn together(cases: &[Case], lengths: &[(usize, usize)], tier: Tier, threads: usi
         spans.extend([covered, end - start, start, 0].map(|value| value as i32));
         covered += end - start;
     }
-    all.attend(
-        tier,
-        Latents::F32(&cache),
-        &spans,
-        &tables,
-        (0, covered),
-        threads,
-    )
-    .unwrap()
+    let halves: Vec<_> = cache.iter().map(|&value| Bf16::store(value)).collect();
+    let latents = if first.narrow {
+        Latents::Bf16(&halves)
+    } else {
+        Latents::F32(&cache)
+    };
+    all.attend(tier, latents, &spans, &tables, (0, covered), threads)
+        .unwrap()
 }
 
 #[test]
 fn a_sequence_has_the_same_bits_alone_and_in_a_batch() {
     for tier in tiers() {
-        let layer = Case::random(sizes(4, 64, 8, 16, 24), 450, Kind::Bf16, false, 1);
-        let cases: Vec<_> = (0..33)
-            .map(|seed| {
-                let tokens = 3 + seed as usize * 13;
-                let mut case = Case::random(layer.sizes, tokens, Kind::F32, false, seed);
-                case.up = layer.up.clone();
-                case
-            })
-            .collect();
-        let last: Vec<_> = cases
-            .iter()
-            .map(|case| (case.tokens() - 1, case.tokens()))
-            .collect();
-        let alone: Vec<_> = cases
-            .iter()
-            .zip(&last)
-            .map(|(case, &(start, end))| bits_of(&case.step(tier, start, end, 0, 1)))
-            .collect();
-        for size in [1, 2, 3, 8, 33] {
-            if emulated() && size > 3 {
-                break;
-            }
-            for threads in [1, 2] {
-                let found = together(&cases[..size], &last[..size], tier, threads);
-                assert!(
-                    bits_of(&found) == alone[..size].concat(),
-                    "{} {size}",
-                    tier.name()
-                );
+        for narrow in [false, true] {
+            let layer = Case::random(sizes(4, 64, 8, 16, 24), 450, Kind::Bf16, narrow, 1);
+            let cases: Vec<_> = (0..33)
+                .map(|seed| {
+                    let tokens = 3 + seed as usize * 13;
+                    let mut case = Case::random(layer.sizes, tokens, Kind::F32, narrow, seed);
+                    case.up = layer.up.clone();
+                    if narrow {
+                        case = case.with_narrow_query();
+                    }
+                    case
+                })
+                .collect();
+            let last: Vec<_> = cases
+                .iter()
+                .map(|case| (case.tokens() - 1, case.tokens()))
+                .collect();
+            let alone: Vec<_> = cases
+                .iter()
+                .zip(&last)
+                .map(|(case, &(start, end))| bits_of(&case.step(tier, start, end, 0, 1)))
+                .collect();
+            for size in [1, 2, 3, 8, 33] {
+                if emulated() && size > 3 {
+                    break;
+                }
+                for threads in [1, 2] {
+                    let found = together(&cases[..size], &last[..size], tier, threads);
+                    assert!(
+                        bits_of(&found) == alone[..size].concat(),
+                        "{} {size}",
+                        tier.name()
+                    );
+                }
             }
         }
     }
@@ -245,46 +265,58 @@ fn scores_far_apart_leave_one_key_and_equal_ones_the_mean() {
         let out = case.step(tier, 499, 500, 0, 1);
         assert!(out.iter().all(|value| value.is_finite()));
         case.check(tier, 499, &out);
-        case.scale = 0.0;
-        for expanded in [0, 500] {
-            let out = case.step(tier, 499, 500, expanded, 1);
-            case.check(tier, 499, &out);
+        let narrow = Case::random(sizes(2, 32, 8, 16, 24), 500, Kind::Fp8, true, 2);
+        for mut case in [case, narrow.with_narrow_query()] {
+            case.scale = 0.0;
+            for expanded in [0, 500] {
+                let out = case.step(tier, 499, 500, expanded, 1);
+                case.check(tier, 499, &out);
+            }
         }
     }
 }
 
 #[test]
 fn what_is_not_finite_stays_in_its_token_and_with_the_tokens_that_see_it() {
-    let (tokens, broken) = (110, 60);
+    let tokens = 110;
     for tier in tiers() {
         for expanded in [0, tokens] {
             let case = Case::random(sizes(5, 64, 8, 16, 24), tokens, Kind::Bf16, false, 2);
-            let expected = whole(&case, tier, expanded);
-            let size = case.sizes.heads * case.sizes.v;
-            for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-                let mut of_query = case.clone();
-                let key = case.sizes.nope + case.sizes.rope;
-                // The first number of head 2.
-                of_query.query[(broken * case.sizes.heads + 2) * key] = value;
-                let out = whole(&of_query, tier, expanded);
-                for (place, (&found, &expected)) in out.iter().zip(&expected).enumerate() {
-                    if place / size == broken && place % size / case.sizes.v == 2 {
-                        assert!(found.is_nan());
-                    } else {
-                        assert_eq!(found.to_bits(), expected.to_bits());
-                    }
-                }
-                let mut of_row = case.clone();
-                of_row.rows[broken * 72 + 5] = value;
-                let out = whole(&of_row, tier, expanded);
-                let (before, after) = (broken * size, (broken + 1) * size);
-                assert_eq!(bits_of(&out[..before]), bits_of(&expected[..before]));
-                if value.is_nan() {
-                    assert!(out[after..].iter().all(|value| value.is_nan()));
-                } else {
-                    assert!(out[after..].iter().any(|value| value.is_nan()));
-                }
+            what_is_not_finite_stays(&case, tier, expanded, 60);
+            // Either one of two keys that are multiplied together.
+            let case = Case::random(sizes(5, 64, 8, 16, 24), tokens, Kind::Bf16, true, 2);
+            let case = case.with_narrow_query();
+            what_is_not_finite_stays(&case, tier, expanded, 60);
+            what_is_not_finite_stays(&case, tier, expanded, 61);
+        }
+    }
+}
+
+fn what_is_not_finite_stays(case: &Case, tier: Tier, expanded: usize, broken: usize) {
+    let expected = whole(case, tier, expanded);
+    let size = case.sizes.heads * case.sizes.v;
+    for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let mut of_query = case.clone();
+        let key = case.sizes.nope + case.sizes.rope;
+        // The first number of head 2.
+        of_query.query[(broken * case.sizes.heads + 2) * key] = value;
+        let out = whole(&of_query, tier, expanded);
+        for (place, (&found, &expected)) in out.iter().zip(&expected).enumerate() {
+            if place / size == broken && place % size / case.sizes.v == 2 {
+                assert!(found.is_nan());
+            } else {
+                assert_eq!(found.to_bits(), expected.to_bits());
             }
+        }
+        let mut of_row = case.clone();
+        of_row.rows[broken * 72 + 5] = value;
+        let out = whole(&of_row, tier, expanded);
+        let (before, after) = (broken * size, (broken + 1) * size);
+        assert_eq!(bits_of(&out[..before]), bits_of(&expected[..before]));
+        if value.is_nan() {
+            assert!(out[after..].iter().all(|value| value.is_nan()));
+        } else {
+            assert!(out[after..].iter().any(|value| value.is_nan()));
         }
     }
 }
@@ -292,28 +324,34 @@ fn what_is_not_finite_stays_in_its_token_and_with_the_tokens_that_see_it() {
 #[test]
 fn scores_of_negative_infinity_weigh_nothing() {
     for tier in tiers() {
-        let mut case = Case::random(sizes(1, 32, 8, 16, 24), 500, Kind::F32, false, 2);
-        // The rotary part alone decides, and the keys of the first chunk are out of reach of the last query.
-        let width = 40;
-        case.up.values[..16 * 32].fill(0.0);
-        for query in case.query.chunks_mut(24) {
-            query[16..].fill(0.0);
-            query[16] = 1e30;
-        }
-        case.cos.fill(1.0);
-        case.sin.fill(0.0);
-        for (token, row) in case.rows.chunks_mut(width).enumerate() {
-            row[32..].fill(0.0);
-            row[32] = if token < 400 { -1e30 } else { 0.0 };
-        }
-        for expanded in [0, 500] {
-            let out = case.step(tier, 499, 500, expanded, 1);
-            let mut near = case.clone();
-            near.rows.drain(..400 * width);
-            near.query.drain(..400 * 24);
-            near.cos.drain(..400 * 4);
-            near.sin.drain(..400 * 4);
-            near.check(tier, 99, &out);
+        for narrow in [false, true] {
+            let mut case = Case::random(sizes(1, 32, 8, 16, 24), 500, Kind::F32, narrow, 2);
+            if narrow {
+                case = Case::random(case.sizes, 500, Kind::Fp8, true, 2).with_narrow_query();
+                case.up.codes[..16 * 32].fill(0);
+            }
+            // The rotary part alone decides, and the keys of the first chunk are out of reach of the last query.
+            let width = 40;
+            case.up.values[..16 * 32].fill(0.0);
+            for query in case.query.chunks_mut(24) {
+                query[16..].fill(0.0);
+                query[16] = 1e30;
+            }
+            case.cos.fill(1.0);
+            case.sin.fill(0.0);
+            for (token, row) in case.rows.chunks_mut(width).enumerate() {
+                row[32..].fill(0.0);
+                row[32] = if token < 400 { -1e30 } else { 0.0 };
+            }
+            for expanded in [0, 500] {
+                let out = case.step(tier, 499, 500, expanded, 1);
+                let mut near = case.clone();
+                near.rows.drain(..400 * width);
+                near.query.drain(..400 * 24);
+                near.cos.drain(..400 * 4);
+                near.sin.drain(..400 * 4);
+                near.check(tier, 99, &out);
+            }
         }
     }
 }
@@ -321,25 +359,32 @@ fn scores_of_negative_infinity_weigh_nothing() {
 #[test]
 fn codes_of_nan_and_tiny_scales_of_the_up_projection() {
     for tier in tiers() {
-        let mut case = Case::random(sizes(3, 64, 8, 16, 24), 20, Kind::Fp8, false, 2);
-        let expected = whole(&case, tier, 10);
-        // Value row 3 of head 1.
-        case.up.codes[(40 + 16 + 3) * 64 + 9] = 0x7f;
-        for (place, (found, expected)) in whole(&case, tier, 10).iter().zip(expected).enumerate() {
-            if place % 72 == 24 + 3 {
-                assert!(found.is_nan());
-            } else {
-                assert_eq!(found.to_bits(), expected.to_bits());
+        for narrow in [false, true] {
+            let mut case = Case::random(sizes(3, 64, 8, 16, 24), 20, Kind::Fp8, narrow, 2);
+            if narrow {
+                case = case.with_narrow_query();
             }
-        }
-        for scale in [0.0, 1e-45, 1e-38, 1e-23] {
-            let mut case = Case::random(sizes(3, 64, 8, 16, 24), 20, Kind::Fp8, false, 2);
-            case.up.scales.fill(scale);
+            let plain = case.clone();
+            let expected = whole(&case, tier, 10);
+            // Value row 3 of head 1.
+            case.up.codes[(40 + 16 + 3) * 64 + 9] = 0x7f;
             let out = whole(&case, tier, 10);
-            assert!(
-                out.iter()
-                    .all(|value| value.is_finite() && value.abs() <= scale * 3e4)
-            );
+            for (place, (found, expected)) in out.iter().zip(expected).enumerate() {
+                if place % 72 == 24 + 3 {
+                    assert!(found.is_nan());
+                } else {
+                    assert_eq!(found.to_bits(), expected.to_bits());
+                }
+            }
+            for scale in [0.0, 1e-45, 1e-38, 1e-23] {
+                let mut case = plain.clone();
+                case.up.scales.fill(scale);
+                let out = whole(&case, tier, 10);
+                assert!(
+                    out.iter()
+                        .all(|value| value.is_finite() && value.abs() <= scale * 3e4)
+                );
+            }
         }
     }
 }
@@ -576,11 +621,16 @@ proptest! {
         tokens in 1..120_usize,
         expanded in 0..120_usize,
         narrow in any::<bool>(),
+        narrow_query in any::<bool>(),
         seed in any::<u64>(),
     ) {
         let kind = KINDS[kind];
         let kv_lora = if kind == Kind::Mxfp4 { kv_lora.next_multiple_of(32) } else { kv_lora };
-        let case = Case::random(sizes(heads, kv_lora, 2 * half, nope, v), tokens, kind, narrow, seed);
+        let sizes = sizes(heads, kv_lora, 2 * half, nope, v);
+        let mut case = Case::random(sizes, tokens, kind, narrow, seed);
+        if narrow_query {
+            case = case.with_narrow_query();
+        }
         for tier in tiers() {
             case.check(tier, 0, &case.step(tier, 0, tokens, expanded, 2));
         }

@@ -8,16 +8,20 @@
 //!
 //! Chunks are cut at fixed positions and joined from the first to the last, so a token's bits follow from its position.
 
-use abyssal_quant::Element;
+use abyssal_quant::{Bf16, Element};
 
 use super::Call;
 use super::arithmetic::Arithmetic;
-use super::latents::Context;
+use super::latents::{Context, Widths};
 use super::softmax::{State, TILE, join, weigh};
 use super::spans::Span;
 use super::tiles::{Grid, Initial, Rows, dots, weighted_sums};
 use super::weights::{STRIP, unpack};
+#[cfg(target_arch = "x86_64")]
+use super::work::for_each_pairs;
 use super::work::{Holder, Scratch, Shared, Work, for_each};
+
+mod pairs;
 
 /// Heads that share an unpacked tile: queries, tile and sums of published models fit the second-level cache.
 const HEADS: usize = 32;
@@ -133,7 +137,14 @@ impl Panel<'_> {
         let (tier, threads) = (call.tier, call.num_threads);
         for_each(tier, threads, absorbing, heads, &Absorb(&step));
         let tasks = self.units.len() * heads.div_ceil(HEADS);
-        for_each(tier, threads, attending, tasks, &Attend(&step));
+        #[cfg(target_arch = "x86_64")]
+        if call.pairs {
+            // SAFETY: the call is checked to be on a tier that has the instructions.
+            unsafe { for_each_pairs(threads, attending, tasks, &pairs::AttendPairs(&step)) };
+        }
+        if !call.pairs {
+            for_each(tier, threads, attending, tasks, &Attend(&step));
+        }
         for_each(tier, threads, finishing, heads, &Finish(&step));
     }
 }
@@ -142,7 +153,8 @@ impl Panel<'_> {
 struct Step<'a, T, O> {
     call: &'a Call<'a, T, O>,
     panel: &'a Panel<'a>,
-    /// `[tokens, heads, row_room]`: absorbed queries, scaled for logarithms to base 2.
+    /// `[tokens, heads, row_room]`: absorbed queries, scaled for logarithms to base 2. For products of pairs each begins
+    /// with its row in bfloat16, the two parts one after the other as in the cache.
     queries: Shared<f32>,
     /// `[units, heads, latent_room]`.
     sums: Shared<f32>,
@@ -208,8 +220,29 @@ impl<T: Element, O: Element> Work for Absorb<'_, T, O> {
                 let places = std::slice::from_raw_parts(moved.add(index * width), width);
                 let to = queries.at((index * sizes.heads + head) * widths.row_room);
                 order.take(places, std::slice::from_raw_parts_mut(to, sizes.kv_lora));
+                if call.pairs {
+                    narrow(widths, to);
+                }
             }
         }
+    }
+}
+
+/// Rounds a query to bfloat16 in its place, with zeros behind it.
+#[inline(always)]
+unsafe fn narrow(widths: Widths, query: *mut f32) {
+    let to = query.cast::<u16>();
+    // SAFETY: the caller gives a row; a number is written behind those still to be read, in half their room.
+    unsafe {
+        for place in 0..widths.latent {
+            *to.add(place) = Bf16::store(*query.add(place)).0;
+        }
+        for place in 0..widths.rope {
+            let value = *query.add(widths.latent_room + place);
+            *to.add(widths.latent + place) = Bf16::store(value).0;
+        }
+        let width = widths.latent + widths.rope;
+        std::slice::from_raw_parts_mut(to.add(width), 2 * widths.row_room - width).fill(0);
     }
 }
 

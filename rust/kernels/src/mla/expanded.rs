@@ -19,7 +19,11 @@ use super::softmax::{State, TILE, weigh};
 use super::spans::Span;
 use super::tiles::{Grid, Initial, Rows, dots, weighted_sums};
 use super::weights::{STRIP, unpack};
+#[cfg(target_arch = "x86_64")]
+use super::work::for_each_pairs;
 use super::work::{Holder, Scratch, Work, for_each};
+
+mod pairs;
 
 /// Queries that pass over a tile together: they and a third of the keys fit the nearest cache.
 const BLOCK: usize = 16;
@@ -66,6 +70,13 @@ pub(super) fn run<L: Arithmetic, T: Element, O: Element>(
         tasks: &tasks,
         value_room,
     };
+    #[cfg(target_arch = "x86_64")]
+    if call.pairs {
+        let expand = pairs::ExpandPairs(&expand);
+        // SAFETY: the call is checked to be on a tier that has the instructions.
+        unsafe { for_each_pairs(call.num_threads, work, tasks.len(), &expand) };
+        return;
+    }
     for_each(call.tier, call.num_threads, work, tasks.len(), &expand);
 }
 

@@ -57,6 +57,14 @@ pub(super) struct Context<'a> {
 }
 
 impl Context<'_> {
+    /// Where the row of a position begins in the cache.
+    #[inline(always)]
+    fn start(&self, position: usize) -> usize {
+        let page = self.table[position / self.page_size] as usize;
+        let row = page * self.page_size + position % self.page_size;
+        row * (self.widths.latent + self.widths.rope)
+    }
+
     /// Writes the rows of the positions `[first, first + count)`, `row_room` numbers each.
     ///
     /// # Safety
@@ -70,10 +78,7 @@ impl Context<'_> {
             row_room,
         } = self.widths;
         for place in 0..count {
-            let position = first + place;
-            let page = self.table[position / self.page_size] as usize;
-            let row = page * self.page_size + position % self.page_size;
-            let start = row * (latent + rope);
+            let start = self.start(first + place);
             // SAFETY: as the caller promises; the row lies in the cache, because its page does.
             unsafe {
                 let to = tile.add(place * row_room);
@@ -90,6 +95,57 @@ impl Context<'_> {
                     }
                 }
             }
+        }
+    }
+}
+
+impl Context<'_> {
+    /// Finds the rows of bfloat16 numbers from position `first` on, for readers of `room` numbers each: where they lie in
+    /// the cache, if they have that `width`, or else copies filled up with zeros.
+    ///
+    /// # Safety
+    /// The cache holds bfloat16 numbers, the table holds the positions, and `copies` has room for as many rows where
+    /// `width` and `room` differ.
+    #[inline(always)]
+    pub(super) unsafe fn addresses(
+        &self,
+        first: usize,
+        (width, room): (usize, usize),
+        copies: *mut u16,
+        rows: &mut [*const u32],
+    ) {
+        for (place, row) in rows.iter_mut().enumerate() {
+            let from = self.number(self.start(first + place));
+            *row = from.cast();
+            if width != room {
+                // SAFETY: as the caller promises; the row lies in the cache, because its page does.
+                unsafe {
+                    let to = copies.add(place * room);
+                    std::ptr::copy_nonoverlapping(from, to, width);
+                    std::slice::from_raw_parts_mut(to.add(width), room - width).fill(0);
+                    *row = to.cast_const().cast();
+                }
+            }
+        }
+    }
+
+    /// Copies the rotated key of a position.
+    ///
+    /// # Safety
+    /// The cache holds bfloat16 numbers, the table holds the position, and `to` has room.
+    #[inline(always)]
+    pub(super) unsafe fn copy_rotated(&self, position: usize, to: *mut u16) {
+        let from = self.number(self.start(position) + self.widths.latent);
+        // SAFETY: as the caller promises; the row lies in the cache, because its page does.
+        unsafe { std::ptr::copy_nonoverlapping(from, to, self.widths.rope) };
+    }
+
+    /// The address of a bfloat16 number of the cache.
+    #[inline(always)]
+    fn number(&self, at: usize) -> *const u16 {
+        match self.latents {
+            Latents::Bf16(values) => values.as_ptr().wrapping_add(at).cast(),
+            Latents::F32(_) => std::ptr::null(),
         }
     }
 }

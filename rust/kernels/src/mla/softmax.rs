@@ -29,7 +29,7 @@ impl State {
 
 /// What weights are relative to: the largest score, or 0 where all are negative infinity (their weights are 0).
 #[inline(always)]
-fn base(largest: f32) -> f32 {
+pub(super) fn base(largest: f32) -> f32 {
     if largest == f32::NEG_INFINITY {
         0.0
     } else {

@@ -11,6 +11,11 @@ use super::arithmetic::Arithmetic;
 use crate::lanes::{Packing, prefetch};
 use crate::matrix::{Bf16Rows, F32Rows, FP8_BLOCK, Fp8Rows, Matrix, Mxfp4Rows, Rows, Weights};
 
+mod narrow;
+
+#[cfg(target_arch = "x86_64")]
+pub(super) use narrow::Narrow;
+
 /// Rows unpacked together: with 512 columns, half of the nearest cache.
 pub(super) const STRIP: usize = 8;
 /// How far ahead lines are asked for.
@@ -135,7 +140,12 @@ unsafe fn unpack_rows<L: Arithmetic, R: Rows<L>>(
 
 /// The scale of the block that an element lies in; 1 where rows have their own.
 #[inline(always)]
-fn scale_of(scales: Option<Scales<'_>>, row: usize, columns: usize, column: usize) -> f32 {
+pub(super) fn scale_of(
+    scales: Option<Scales<'_>>,
+    row: usize,
+    columns: usize,
+    column: usize,
+) -> f32 {
     let block = row / FP8_BLOCK * columns.div_ceil(FP8_BLOCK) + column / FP8_BLOCK;
     scales.map_or(1.0, |scales| scales.get(block))
 }

@@ -18,6 +18,39 @@ pub(super) trait Work: Sync {
     unsafe fn task<L: Arithmetic>(&self, number: usize);
 }
 
+/// A region's tasks on a tier with dot products of bfloat16 pairs.
+#[cfg(target_arch = "x86_64")]
+pub(super) trait PairWork: Sync {
+    /// Does task `number`.
+    ///
+    /// # Safety
+    /// AVX-512 F, BW, DQ, VL, VBMI and BF16 are there.
+    unsafe fn task(&self, number: usize);
+}
+
+/// Does all tasks, on as many threads as `multiplications` are worth.
+///
+/// # Safety
+/// The tier has dot products of bfloat16 pairs.
+#[cfg(target_arch = "x86_64")]
+pub(super) unsafe fn for_each_pairs<W: PairWork>(
+    num_threads: usize,
+    multiplications: usize,
+    tasks: usize,
+    work: &W,
+) {
+    let threads = num_threads.min(multiplications / WORK_PER_THREAD).max(1);
+    // SAFETY: as the caller promises.
+    pool::for_each(threads, tasks, &|number| unsafe { on_pairs(work, number) });
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16")]
+unsafe fn on_pairs<W: PairWork>(work: &W, number: usize) {
+    // SAFETY: the instructions are there, as this function's own features say.
+    unsafe { work.task(number) }
+}
+
 /// Does all tasks, on as many threads as `multiplications` are worth.
 pub(super) fn for_each<W: Work>(
     tier: Tier,
@@ -95,6 +128,9 @@ thread_local! {
     static KEPT: [Cell<Vec<f32>>; 2] = const { [Cell::new(Vec::new()), Cell::new(Vec::new())] };
 }
 
+/// Numbers of a line of the cache.
+const LINE: usize = 16;
+
 /// Which of a thread's two memories: a region's caller holds one while its own tasks use the other.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Holder {
@@ -110,16 +146,17 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    /// At least `size` numbers, whatever was left in them.
+    /// At least `size` numbers, whatever was left in them; the first lies at the beginning of a line of the cache.
     pub(super) fn new(holder: Holder, size: usize) -> Self {
         let mut memory = KEPT.with(|kept| kept[holder as usize].take());
-        if memory.len() < size {
-            memory = vec![0.0; size];
+        if memory.len() < size + LINE {
+            memory = vec![0.0; size + LINE];
         }
+        let start = memory.as_ptr().addr() / size_of::<f32>();
         Self {
             holder,
             memory,
-            taken: 0,
+            taken: start.next_multiple_of(LINE) - start,
         }
     }
 

@@ -176,6 +176,8 @@ pub(crate) struct Case {
     pub(crate) rows: Vec<f32>,
     /// Whether the cache holds bfloat16.
     pub(crate) narrow: bool,
+    /// Whether queries are given in bfloat16.
+    pub(crate) narrow_query: bool,
     pub(crate) page_size: usize,
 }
 
@@ -204,8 +206,18 @@ impl Case {
             sin: angles.iter().map(|angle| (3.0 * angle).sin()).collect(),
             rows,
             narrow,
+            narrow_query: false,
             page_size: 16,
         }
+    }
+
+    /// The same with queries in bfloat16.
+    pub(crate) fn with_narrow_query(mut self) -> Self {
+        self.narrow_query = true;
+        for value in &mut self.query {
+            *value = Bf16::store(*value).load();
+        }
+        self
     }
 
     pub(crate) fn tokens(&self) -> usize {
@@ -273,7 +285,12 @@ impl Case {
         };
         let query = &self.query[start * sizes.heads * key..end * sizes.heads * key];
         let mut out = vec![7.0_f32; (end - start) * sizes.heads * sizes.v];
-        let result = mla_attention(tier, &attention, query, &mut out, threads);
+        let result = if self.narrow_query {
+            let halves: Vec<_> = query.iter().map(|&value| Bf16::store(value)).collect();
+            mla_attention(tier, &attention, &halves, &mut out, threads)
+        } else {
+            mla_attention(tier, &attention, query, &mut out, threads)
+        };
         if result.is_err() {
             assert!(out.iter().all(|&value| value == 7.0));
         }
@@ -286,7 +303,12 @@ impl Case {
     /// around it, each within `u` of the sum of its terms' sizes, `size` at most. A weight's relative error is the
     /// error of its score and of the largest one, and a few units; the sums of weights and values run over the keys and
     /// the latent.
-    pub(crate) fn exact(&self, token: usize, head: usize) -> Vec<(f64, f64)> {
+    ///
+    /// Where the tier multiplies pairs of bfloat16 numbers, each rounding to these is within `half` = 2^-9. The absorbed
+    /// form rounds the query in the latent space, the expanded one query and keys, so a score moves by `half` (twice
+    /// that) times the sum of the sizes of what is multiplied, `narrow_size`. Weights, and the values of the expanded
+    /// form, are rounded once, and the weights' sum is that of the rounded ones.
+    pub(crate) fn exact(&self, tier: Tier, token: usize, head: usize) -> Vec<(f64, f64)> {
         let Sizes {
             heads,
             kv_lora,
@@ -321,7 +343,15 @@ impl Case {
         let scale = f64::from(self.scale);
         let width = kv_lora + rope;
         let row = |position: usize| &self.rows[position * width..][..width];
-        let mut size = 0.0_f64;
+        let rounded = tier.name() == "avx512-bf16"
+            && self.narrow
+            && self.narrow_query
+            && self.up.kind != Kind::F32;
+        let dot = |row: &[f32], latent: &[f32]| -> f64 {
+            let terms = row.iter().zip(latent);
+            terms.map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+        };
+        let (mut size, mut narrow_size) = (0.0_f64, 0.0_f64);
         let scores: Vec<f64> = (0..=token)
             .map(|position| {
                 let (latent, rotary) = row(position).split_at(kv_lora);
@@ -336,6 +366,20 @@ impl Case {
                     sizes += 2.0 * f64::from(value).abs();
                 }
                 size = size.max(sizes * scale);
+                if rounded {
+                    let (mut absorbed, mut expanded) = (0.0, 0.0);
+                    for (&(sum, _), &value) in latent_query.iter().zip(latent) {
+                        absorbed += (sum * f64::from(value)).abs();
+                    }
+                    for (number, factor) in query[..nope].iter().enumerate() {
+                        expanded += (factor * dot(up(number), latent)).abs();
+                    }
+                    for (&factor, &value) in rotated.iter().zip(rotary) {
+                        absorbed += (factor * f64::from(value)).abs();
+                        expanded += (factor * f64::from(value)).abs();
+                    }
+                    narrow_size = narrow_size.max(absorbed.max(2.01 * expanded) * scale);
+                }
                 score * scale
             })
             .collect();
@@ -353,14 +397,23 @@ impl Case {
                 *size += term.abs();
             }
         }
+        let half = 2.0_f64.powi(-9);
+        let of_weights = 2.0 * (half * narrow_size).exp_m1() + 3.1 * half;
         (0..v)
             .map(|number| {
                 let (mut value, mut size) = (0.0, 0.0);
+                let mut narrow = 0.0;
+                if rounded {
+                    for (position, weight) in weights.iter().enumerate() {
+                        let value = dot(up(nope + number), &row(position)[..kv_lora]);
+                        narrow += (weight / total * value).abs() * of_weights;
+                    }
+                }
                 for (&(sum, term), &weight) in mean.iter().zip(up(nope + number)) {
                     value += sum * f64::from(weight);
                     size += term * f64::from(weight).abs();
                 }
-                (value, size * relative + 1e-44)
+                (value, size * relative + narrow + 1e-44)
             })
             .collect()
     }
@@ -370,7 +423,7 @@ impl Case {
         let Sizes { heads, v, .. } = self.sizes;
         for (number, values) in out.chunks(v).enumerate() {
             let (token, head) = (start + number / heads, number % heads);
-            for (&value, (exact, bound)) in values.iter().zip(self.exact(token, head)) {
+            for (&value, (exact, bound)) in values.iter().zip(self.exact(tier, token, head)) {
                 assert!(
                     (f64::from(value) - exact).abs() <= bound,
                     "{} {:?} token {token} head {head}: {value}, not {exact}, bound {bound}",
