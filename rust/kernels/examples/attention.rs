@@ -1,6 +1,6 @@
-//! How fast latent attention is, beside the machine's peak of fused multiply-adds, both measured in turn.
+//! How fast latent attention is, beside the machine's peak of the instruction that it uses, both measured in turn.
 //!
-//! `cargo run --release -p abyssal-kernels --example attention`
+//! `cargo run --release -p abyssal-kernels --example attention -- [turns] [tier]`
 
 #![allow(clippy::expect_used, reason = "sizes are written here")]
 
@@ -46,9 +46,22 @@ mod peak {
         }
         sums.map(|sum| _mm512_cvtss_f32(sum)).iter().sum()
     }
+
+    /// Twelve chains of sixteen lanes, of pairs.
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub(crate) fn avx512_bf16(steps: usize) -> f32 {
+        let mut sums = [_mm512_set1_ps(0.5); 12];
+        let pairs = _mm512_cvtne2ps_pbh(_mm512_set1_ps(0.999), _mm512_set1_ps(1e-3));
+        for _ in 0..steps {
+            for sum in &mut sums {
+                *sum = _mm512_dpbf16_ps(*sum, pairs, pairs);
+            }
+        }
+        sums.map(|sum| _mm512_cvtss_f32(sum)).iter().sum()
+    }
 }
 
-/// GFLOP/s of fused multiply-adds on registers alone.
+/// GFLOP/s of the tier's multiply-adds on registers alone.
 fn peak(tier: Tier, threads: usize) -> f64 {
     let start = Instant::now();
     let mut lanes = 0;
@@ -56,6 +69,12 @@ fn peak(tier: Tier, threads: usize) -> f64 {
         for _ in 0..threads {
             #[cfg(target_arch = "x86_64")]
             match tier.name() {
+                "avx512-bf16" => {
+                    lanes = 32;
+                    // SAFETY: the machine has the tier.
+                    let run = || unsafe { peak::avx512_bf16(PEAK_STEPS) };
+                    scope.spawn(move || std::hint::black_box(run()));
+                }
                 "avx512" => {
                     lanes = 16;
                     // SAFETY: the machine has the tier.
@@ -157,7 +176,11 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 fn main() {
-    let tier = Tier::best();
+    let named = std::env::args().nth(2);
+    let tier = Tier::available()
+        .into_iter()
+        .find(|tier| named.as_deref() == Some(tier.name()))
+        .unwrap_or(Tier::best());
     println!(
         "tier {}; GFLOP/s of latent attention, of the peak, and medians of their ratios",
         tier.name()
@@ -173,7 +196,7 @@ fn main() {
             nope,
             v,
         };
-        let layer = Layer::new(sizes, 8192, 1024);
+        let layer = Layer::new(sizes, 8192, if heads == 16 { 8192 } else { 1024 });
         let absorbed = |context: usize, tokens: usize| {
             let pairs = tokens * context - tokens * (tokens - 1) / 2;
             2 * heads * (pairs * (2 * 512 + 64) + tokens * 512 * (nope + v))
@@ -186,9 +209,15 @@ fn main() {
             ("decode, context 512", 512, 1, false),
             ("decode, context 2048", 2048, 1, false),
             ("decode, context 8192", 8192, 1, false),
+            ("prompt of 512", 512, 512, true),
+            ("prompt of 2048", 2048, 2048, true),
+            ("prompt of 8192", 8192, 8192, true),
             ("prompt of 1024", 1024, 1024, true),
             ("last 1024 of a prompt of 8192", 8192, 1024, true),
         ] {
+            if tokens * heads > 8192 * 16 {
+                continue;
+            }
             let work = if prompt {
                 expanded(context, tokens)
             } else {
