@@ -3,6 +3,12 @@
 use abyssal_quant::Bf16;
 
 use super::arithmetic::Arithmetic;
+#[cfg(target_arch = "x86_64")]
+use crate::lanes::prefetch_second;
+
+/// Bytes of a line of the cache.
+#[cfg(target_arch = "x86_64")]
+const LINE_BYTES: usize = 64;
 
 /// The rows of a layer's cache, `[slots, kv_lora + rope]`: a latent and a rotated key each.
 #[derive(Debug, Clone, Copy)]
@@ -99,6 +105,7 @@ impl Context<'_> {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
 impl Context<'_> {
     /// Finds the rows of bfloat16 numbers from position `first` on, for readers of `room` numbers each: where they lie in
     /// the cache, if they have that `width`, or else copies filled up with zeros.
@@ -125,6 +132,18 @@ impl Context<'_> {
                     std::slice::from_raw_parts_mut(to.add(width), room - width).fill(0);
                     *row = to.cast_const().cast();
                 }
+            }
+        }
+    }
+
+    /// Asks for the rows of some positions, to be kept in the second-level cache; the table holds them.
+    #[inline(always)]
+    pub(super) fn ask(&self, positions: std::ops::Range<usize>) {
+        let bytes = 2 * (self.widths.latent + self.widths.rope);
+        for position in positions {
+            let row = self.number(self.start(position)).cast::<u8>();
+            for line in (0..bytes).step_by(LINE_BYTES) {
+                prefetch_second(row.wrapping_add(line));
             }
         }
     }

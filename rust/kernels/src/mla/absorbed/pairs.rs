@@ -31,6 +31,12 @@ const TILE: usize = 128;
 /// Pairs of keys.
 const PAIRS: usize = TILE / 2;
 
+/// Keys whose scores are computed between two requests for rows.
+const FEW: usize = 4;
+/// Rows of a chunk's first tile that are asked for ahead; all others are, a tile ahead: half of them while scores are
+/// computed and half while values are summed, when memory would rest.
+const AHEAD: usize = 16;
+
 /// A token, a chunk and some heads.
 pub(super) struct AttendPairs<'a, T, O>(pub(super) &'a Step<'a, T, O>);
 
@@ -82,14 +88,26 @@ impl<T: Element, O: Element> PairWork for AttendPairs<'_, T, O> {
                 let rows = &mut rows[..visible];
                 let context = &query.context;
                 context.addresses(first, (width, room), copies.cast(), rows);
+                let next = first + TILE;
                 for group in (0..count).step_by(LANES) {
                     let queries = &queries[group..count.min(group + LANES)];
                     let scores = scores.add(group);
-                    let to = To {
-                        start: scores,
-                        stride: HEADS,
-                    };
-                    dots(queries, rows, room / NUMBERS, to);
+                    for (number, rows) in rows.chunks(FEW).enumerate() {
+                        let place = number * FEW;
+                        if group == 0 {
+                            if first == start {
+                                let ahead = first + place + AHEAD;
+                                context.ask(ahead.min(end)..(ahead + FEW).min(next).min(end));
+                            }
+                            let ahead = next + place / 2;
+                            context.ask(ahead.min(end)..(ahead + FEW / 2).min(end));
+                        }
+                        let to = To {
+                            start: scores.add(place * HEADS),
+                            stride: HEADS,
+                        };
+                        dots(queries, rows, room / NUMBERS, to);
+                    }
                     let to = (weights.add(group), factors.add(group));
                     weigh(scores, visible, group, &mut states, to);
                 }
@@ -98,7 +116,10 @@ impl<T: Element, O: Element> PairWork for AttendPairs<'_, T, O> {
                 } else {
                     Sums::Rescaled(factors)
                 };
-                for column in (0..widths.latent_room).step_by(STRIP) {
+                let share = (TILE / 2).div_ceil(widths.latent_room.div_ceil(STRIP));
+                for (number, column) in (0..widths.latent_room).step_by(STRIP).enumerate() {
+                    let ahead = next + TILE / 2 + number * share;
+                    context.ask(ahead.min(end)..(ahead + share).min(next + TILE).min(end));
                     let lanes = STRIP.min(widths.latent_room - column);
                     let rows_of_pairs = interleave_strip(rows, column, lanes, strip);
                     let to = To {
