@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from abyssal import ops, reference
+from abyssal._core import kernel_tier
 from abyssal.testing.numeric import assert_same_bits
 
 #: Heads, kv_lora, rope, nope, v: V2's and V3's, GLM's, a small one and an odd one.
@@ -76,6 +77,10 @@ class Layer:
         With ``u = 2^-24``: a score is a chain of at most ``n = nope + kv_lora + rope`` products and
         a few other operations, each within ``u`` of the sum of its terms' sizes, ``S`` at most; a
         weight's relative error is twice that, and a few ``u`` more for sums over keys and latent.
+
+        A tier that multiplies pairs of bfloat16 numbers rounds queries, keys, weights and values to
+        these, each by at most ``h = 2^-9``: a score moves by ``2 h`` times the sum of the sizes of
+        query times key, absorbed or not; weights and values count once each, the weights' sum too.
         """
         heads, kv_lora, rope, nope, _ = self.sizes
         unit = 2.0**-24
@@ -86,6 +91,20 @@ class Layer:
         score = (nope + kv_lora + rope + 12) * unit * self.scale * float(sizes.max())
         relative = 2 * score + (self.tokens + kv_lora + 30) * unit
         value = float((up[:, nope:] @ rows[:, :kv_lora].max(dim=0).values).max())
+        pairs = kernel_tier() == "avx512-bf16" and dtype == torch.bfloat16
+        if pairs and self.up.dtype != torch.float32:
+            weight = self.weight.double().view(heads, -1, kv_lora)
+            query, rows = self.query.double(), self.rows.double()
+            latents, rotary = rows[:, :kv_lora], rows[:, kv_lora:].abs()
+            keys = torch.einsum("hnl,sl->hsn", weight[:, :nope], latents).abs()
+            moved = torch.einsum("thn,hnl->htl", query[..., :nope], weight[:, :nope]).abs()
+            plain = query[..., :nope].transpose(0, 1).abs() @ keys.transpose(1, 2)
+            turned = 2 * query[..., nope:].transpose(0, 1).abs() @ rotary.T
+            sizes = torch.maximum(plain, moved @ latents.abs().T) + turned
+            half = 2.0**-9
+            moves = float(torch.expm1(2 * 2 * half * self.scale * sizes.max()))
+            values = float(torch.einsum("hnl,sl->hsn", weight[:, nope:], latents).abs().max())
+            return relative * value + (moves + 3.1 * half) * values, 2.0**-8
         # A result in bfloat16 rounds once more, by at most 2^-9 of itself in each module.
         return relative * value, 0.0 if dtype == torch.float32 else 2.0**-8
 

@@ -277,6 +277,39 @@ fn scores_far_apart_leave_one_key_and_equal_ones_the_mean() {
 }
 
 #[test]
+fn weights_sum_to_one_however_they_are_rounded() {
+    for tier in tiers() {
+        let sizes = sizes(3, 64, 8, 16, 24);
+        let mut case = Case::random(sizes, 300, Kind::Fp8, true, 4).with_narrow_query();
+        // Equal values, so that only a wrong sum of the weights moves their mean; scores differ by the rotary part.
+        let first = case.rows[..64].to_vec();
+        for row in case.rows.chunks_mut(72) {
+            row[..64].copy_from_slice(&first);
+        }
+        for expanded in [0, 300] {
+            for (number, value) in whole(&case, tier, expanded).into_iter().enumerate() {
+                let row = number / 24 % 3 * 40 + 16 + number % 24;
+                let up = &case.up.values[row * 64..][..64];
+                let terms = up.iter().zip(&first).map(|(a, b)| f64::from(a * b));
+                let exact: f64 = terms.clone().sum();
+                let size: f64 = terms.map(f64::abs).sum();
+                // In float32 some 500 operations; of the expanded form's values alone one rounding to bfloat16.
+                let bound = 500.0 * 6e-8 * size;
+                let nearest = Bf16::store(exact as f32).load();
+                let close = |other: f64| (f64::from(value) - other).abs() <= bound;
+                let rounded = close(f64::from(Bf16::store(value).load()))
+                    && (f64::from(value) - f64::from(nearest)).abs() <= exact.abs() / 128.0;
+                assert!(
+                    close(exact) || expanded > 0 && tier.name() == "avx512-bf16" && rounded,
+                    "{} {expanded} {number}: {value}, not {exact}",
+                    tier.name()
+                );
+            }
+        }
+    }
+}
+
+#[test]
 fn what_is_not_finite_stays_in_its_token_and_with_the_tokens_that_see_it() {
     let tokens = 110;
     for tier in tiers() {
