@@ -46,6 +46,22 @@ pub(crate) fn bits_of(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
 
+pub(crate) const fn sizes(
+    heads: usize,
+    kv_lora: usize,
+    rope: usize,
+    nope: usize,
+    v: usize,
+) -> Sizes {
+    Sizes {
+        heads,
+        kv_lora,
+        rope,
+        nope,
+        v,
+    }
+}
+
 /// How the up projection is stored.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Kind {
@@ -297,6 +313,27 @@ impl Case {
         result.map(|()| out)
     }
 
+    /// Whether the tier multiplies pairs of bfloat16 numbers here.
+    fn rounds(&self, tier: Tier) -> bool {
+        let narrow = self.narrow && self.narrow_query && self.up.kind != Kind::F32;
+        narrow && tier.name() == "avx512-bf16"
+    }
+
+    /// The rotary part of a token's query, rotated.
+    fn rotated(&self, token: usize, part: &[f64]) -> Vec<f64> {
+        let rotate = |place: usize| {
+            let at = token * part.len() / 2 + place / 2;
+            let (cos, sin) = (f64::from(self.cos[at]), f64::from(self.sin[at]));
+            let (even, odd) = (part[place / 2 * 2], part[place / 2 * 2 + 1]);
+            if place.is_multiple_of(2) {
+                even * cos - odd * sin
+            } else {
+                odd * cos + even * sin
+            }
+        };
+        (0..part.len()).map(rotate).collect()
+    }
+
     /// The result of one token and head in float64, and a bound of the error of float32.
     ///
     /// With `u` half an epsilon: a score is a chain of at most `nope + kv_lora + rope` products with a few roundings
@@ -328,25 +365,11 @@ impl Case {
                 *size += term.abs();
             }
         }
-        let rotated: Vec<f64> = (0..rope)
-            .map(|place| {
-                let at = token * rope / 2 + place / 2;
-                let (cos, sin) = (f64::from(self.cos[at]), f64::from(self.sin[at]));
-                let (even, odd) = (query[nope + place / 2 * 2], query[nope + place / 2 * 2 + 1]);
-                if place % 2 == 0 {
-                    even * cos - odd * sin
-                } else {
-                    odd * cos + even * sin
-                }
-            })
-            .collect();
+        let rotated = self.rotated(token, &query[nope..]);
         let scale = f64::from(self.scale);
         let width = kv_lora + rope;
         let row = |position: usize| &self.rows[position * width..][..width];
-        let rounded = tier.name() == "avx512-bf16"
-            && self.narrow
-            && self.narrow_query
-            && self.up.kind != Kind::F32;
+        let rounded = self.rounds(tier);
         let dot = |row: &[f32], latent: &[f32]| -> f64 {
             let terms = row.iter().zip(latent);
             terms.map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
@@ -433,4 +456,9 @@ impl Case {
             }
         }
     }
+}
+
+/// All tokens at once, the first `expanded` in that form.
+pub(crate) fn whole(case: &Case, tier: Tier, expanded: usize) -> Vec<f32> {
+    case.step(tier, 0, case.tokens(), expanded, 1)
 }
