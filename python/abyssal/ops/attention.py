@@ -54,11 +54,14 @@ def mla_attention(
         ValueError: shapes that do not fit together, spans that do not cover the tokens, or a page
             outside the cache.
 
-    Guarantees: computed in float32, rounded once. A token's bits follow from its query, position
-    and form and the cached rows of its own sequence up to its own position: not from the other
-    tokens, the cut of a prompt into steps, the places of pages, or the threads. Nothing else of the
-    cache is read. At most 256 MB of memory beside the arguments. What is not float32 or bfloat16 in
-    CPU memory, or has a gradient, goes to ``abyssal.reference.mla_attention``.
+    Guarantees: computed in float32, rounded once; on a processor with bfloat16 dot products, of a
+    bfloat16 query and cache with ``up`` not float32, what is multiplied is rounded to bfloat16
+    (scaled queries, rebuilt keys and values, softmax weights, whose sum is that of the rounded
+    ones) and summed in float32. A token's bits follow from its query, position and form and the
+    cached rows of its own sequence up to its own position: not from the other tokens, the cut of a
+    prompt into steps, the places of pages, or the threads. Nothing else of the cache is read. At
+    most 256 MB of memory beside the arguments. What is not float32 or bfloat16 in CPU memory, or
+    has a gradient, goes to ``abyssal.reference.mla_attention``.
 
     Source: DeepSeek-V2 (arXiv 2405.04434), section 2.1.
     """

@@ -4,9 +4,11 @@
 //! differently: `absorbed` attends to the latents themselves, `expanded` rebuilds keys and values. Which one a token takes
 //! is the caller's choice, and belongs to the token.
 //!
-//! Keys are taken in tiles counted from position 0, in float32, with an online softmax, and chunks of tiles at fixed
-//! positions are joined in order. So a token's bits follow from its query, its position and the cached rows up to it: not
-//! from the other tokens of the step, the cut of a prompt into steps, the pages' places, or the threads.
+//! Keys are taken in tiles counted from position 0, with an online softmax, and chunks of tiles at fixed positions are
+//! joined in order. All is float32, but for queries and caches in bfloat16 on a tier that multiplies pairs of such numbers:
+//! there queries, rebuilt keys and values, and weights are rounded to bfloat16 before they are multiplied, and sums are
+//! float32; the files called `pairs` have that form. So a token's bits follow from its query, its position and the cached
+//! rows up to it: not from the other tokens of the step, the cut of a prompt into steps, the pages' places, or the threads.
 //!
 //! Memory beside the arguments: at most 64 MB for absorbed queries and sums (for one token of 128 heads with a million
 //! keys, 200 MB), and 128 MB, or 4 MB a thread, for expanded ones.
