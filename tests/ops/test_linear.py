@@ -43,14 +43,23 @@ def threads():
     abyssal.set_num_threads(before)
 
 
-def assert_right(result, x, dense, roundings):
-    """Assert that each product is within so many roundings of all that is summed."""
+def assert_right(result, x, dense, roundings, weight_error=0.0):
+    """Assert that each product is within so many roundings of all that is summed.
+
+    ``weight_error`` is how far each weight may be from the dense one, relative to it.
+    """
     exact = x.double() @ dense.double().T
     size = x.double().abs() @ dense.double().abs().T
-    bound = size * roundings * HALF_ULP * 1.01 + LEAST[torch.float32]
+    bound = size * (roundings * HALF_ULP * 1.01 + weight_error) + LEAST[torch.float32]
     if result.dtype == torch.bfloat16:
         bound = bound + (exact.abs() + bound) * 2.0**-8 + LEAST[torch.bfloat16]
     assert ((result.double() - exact).abs() <= bound).all()
+
+
+def weight_error(kind, dtype):
+    """Return how far a code times its scale is rounded: to bfloat16 where pairs are multiplied."""
+    pairs = kernel_tier() == "avx512-bf16" and dtype == torch.bfloat16
+    return 2.0**-8 if pairs and kind == "fp8" else 0.0
 
 
 def roundings(columns):
@@ -68,11 +77,12 @@ def roundings(columns):
 def test_the_product_is_right_to_rounding(kind, shape, dtype, generator):
     name, weight, dense = make(kind, shape, generator)
     x = torch.randn(7, shape[1], generator=generator).to(dtype)
-    for module, count in ((ops, roundings(shape[1])), (reference, shape[1] + 3)):
+    ours = (ops, roundings(shape[1]), weight_error(kind, dtype))
+    for module, count, error in (ours, (reference, shape[1] + 3, 0.0)):
         for tokens in (x, x[:1], x[:3]):
             result = getattr(module, name)(tokens, *weight)
             assert result.dtype == dtype
-            assert_right(result, tokens, dense, count)
+            assert_right(result, tokens, dense, count, error)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -81,10 +91,11 @@ def test_the_product_is_right_to_rounding(kind, shape, dtype, generator):
 def test_large_and_small_activations_keep_their_precision(kind, size, dtype, generator):
     name, weight, dense = make(kind, (70, 288), generator)
     x = (torch.randn(9, 288, generator=generator) * size).to(dtype)
-    assert_right(getattr(ops, name)(x, *weight), x, dense, roundings(288))
+    error = weight_error(kind, dtype)
+    assert_right(getattr(ops, name)(x, *weight), x, dense, roundings(288), error)
     # Among small ones too, each token having its own size.
     x[3:] = 0.001
-    assert_right(getattr(ops, name)(x, *weight), x, dense, roundings(288))
+    assert_right(getattr(ops, name)(x, *weight), x, dense, roundings(288), error)
 
 
 @pytest.mark.parametrize("kind", KINDS)
