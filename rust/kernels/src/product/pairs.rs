@@ -37,8 +37,10 @@ const TILE_TOKENS: usize = 4;
 const SCALED_TILE_TOKENS: usize = 2;
 /// Tokens that go through scratch memory together, whole tiles.
 const SCRATCH_TOKENS: usize = 128;
-/// Columns unpacked together, whole groups.
-const SCRATCH_COLUMNS: usize = 1024;
+/// Columns unpacked together, whole groups: whole rows of many models, so that memory is read from end to end.
+const SCRATCH_COLUMNS: usize = 2048;
+/// Columns of a strip that stay in the first-level cache.
+const NEAR_COLUMNS: usize = 1024;
 /// Lanes of the outputs of a tile of rows and one token.
 const TILE_LANES: usize = TILE_ROWS * LANES;
 
@@ -258,7 +260,10 @@ impl Product<'_> {
                 let strip = STRIP_ROWS / TILE_ROWS;
                 for first in (0..row_tiles).step_by(strip) {
                     let tiles = first..row_tiles.min(first + strip);
-                    block.strip::<R>(tiles, size, start == 0, x);
+                    for near in (0..size).step_by(NEAR_COLUMNS) {
+                        let columns = near..size.min(near + NEAR_COLUMNS);
+                        block.strip::<R>(tiles.clone(), size, columns, start == 0, x);
+                    }
                 }
             }
             block.finish(count, undo, out);
@@ -341,6 +346,23 @@ unsafe fn add_products<R: PairRows, const T: usize>(
     }
 }
 
+/// Sums of four rows of four tokens, taken back to their own sizes: one rounding each.
+#[inline(always)]
+unsafe fn undone(sums: __m512, undo: [f64; TILE_TOKENS]) -> [f32; LANES] {
+    let mut out = [0.0; LANES];
+    // SAFETY: the caller has the tier's instructions.
+    unsafe {
+        let [a, b, c, d] = undo;
+        let lower = _mm512_cvtps_pd(_mm512_castps512_ps256(sums));
+        let upper = _mm512_cvtps_pd(_mm512_extractf32x8_ps::<1>(sums));
+        let lower = _mm512_mul_pd(lower, _mm512_setr_pd(a, a, a, a, b, b, b, b));
+        let upper = _mm512_mul_pd(upper, _mm512_setr_pd(c, c, c, c, d, d, d, d));
+        _mm256_storeu_ps(out.as_mut_ptr(), _mm512_cvtpd_ps(lower));
+        _mm256_storeu_ps(out.as_mut_ptr().add(LANES / 2), _mm512_cvtpd_ps(upper));
+    }
+    out
+}
+
 /// Unpacked rows of one chunk of the columns, and the lanes that they add to.
 struct Block {
     /// Row after row, whole tiles.
@@ -361,9 +383,12 @@ impl Block {
         &self,
         tiles: Range<usize>,
         size: usize,
+        columns: Range<usize>,
         fresh: bool,
         x: impl Fn(usize) -> *const u16,
     ) {
+        let fresh = fresh && columns.start == 0;
+        let x = |token: usize| x(token).wrapping_add(columns.start);
         let most = if R::SCALED {
             SCALED_TILE_TOKENS
         } else {
@@ -374,18 +399,25 @@ impl Block {
                 // SAFETY: the caller has the tier's instructions and gives room for all of it.
                 unsafe {
                     match most.min(self.tokens - token) {
-                        1 => self.multiply::<R, 1>(tile, token, size, fresh, [x(token)]),
+                        1 => self.multiply::<R, 1>(
+                            tile,
+                            token,
+                            size,
+                            columns.clone(),
+                            fresh,
+                            [x(token)],
+                        ),
                         2 => {
                             let x = [x(token), x(token + 1)];
-                            self.multiply::<R, 2>(tile, token, size, fresh, x);
+                            self.multiply::<R, 2>(tile, token, size, columns.clone(), fresh, x);
                         }
                         3 => {
                             let x = [x(token), x(token + 1), x(token + 2)];
-                            self.multiply::<R, 3>(tile, token, size, fresh, x);
+                            self.multiply::<R, 3>(tile, token, size, columns.clone(), fresh, x);
                         }
                         _ => {
                             let x = [x(token), x(token + 1), x(token + 2), x(token + 3)];
-                            self.multiply::<R, 4>(tile, token, size, fresh, x);
+                            self.multiply::<R, 4>(tile, token, size, columns.clone(), fresh, x);
                         }
                     }
                 }
@@ -407,14 +439,16 @@ impl Block {
         tile: usize,
         token: usize,
         size: usize,
+        columns: Range<usize>,
         fresh: bool,
         x: [*const u16; T],
     ) {
         // SAFETY: the caller has the tier's instructions; the tile, the tokens and their lanes lie in their buffers.
         unsafe {
-            let numbers = self.numbers.add(tile * TILE_ROWS * size);
-            let groups = size / GROUP;
-            let factors = self.factors.add(tile * TILE_ROWS * groups * LANES);
+            let numbers = self.numbers.add(tile * TILE_ROWS * size + columns.start);
+            let across = size / GROUP;
+            let first = tile * TILE_ROWS * across + columns.start / GROUP;
+            let factors = self.factors.wrapping_add(first * LANES);
             let mut lanes = [[_mm512_setzero_ps(); T]; TILE_ROWS];
             if !fresh {
                 for (row, lanes) in lanes.iter_mut().enumerate() {
@@ -424,7 +458,7 @@ impl Block {
                     }
                 }
             }
-            for group in 0..groups {
+            for group in 0..columns.len() / GROUP {
                 let mut partial = if R::SCALED {
                     [[_mm512_setzero_ps(); T]; TILE_ROWS]
                 } else {
@@ -445,7 +479,7 @@ impl Block {
                 }
                 if R::SCALED {
                     for (row, (lanes, partial)) in lanes.iter_mut().zip(partial).enumerate() {
-                        let factors = _mm512_load_ps(factors.add((row * groups + group) * LANES));
+                        let factors = _mm512_load_ps(factors.add((row * across + group) * LANES));
                         for (lanes, partial) in lanes.iter_mut().zip(partial) {
                             *lanes = _mm512_fmadd_ps(partial, factors, *lanes);
                         }
@@ -477,15 +511,16 @@ impl Block {
                     for (number, lanes) in lanes.iter_mut().enumerate() {
                         *lanes = _mm512_load_ps(from.wrapping_add(number * LANES));
                     }
-                    let mut products = [0.0_f32; LANES];
-                    _mm512_storeu_ps(products.as_mut_ptr(), sums(lanes));
                     let rows = TILE_ROWS.min(count - row);
-                    let tokens = products.chunks_exact(TILE_ROWS).zip(&undo[token..]);
-                    for (offset, (products, undo)) in tokens.enumerate() {
-                        let out = &mut out[(token + offset) * count + row..][..rows];
-                        for (out, &product) in out.iter_mut().zip(products) {
-                            *out = (f64::from(product) * undo) as f32;
-                        }
+                    let tokens = TILE_TOKENS.min(self.tokens - token);
+                    let undo =
+                        std::array::from_fn(|offset| undo[(token + offset).min(undo.len() - 1)]);
+                    let products = undone(sums(lanes), undo);
+                    for (offset, products) in
+                        products.chunks_exact(TILE_ROWS).take(tokens).enumerate()
+                    {
+                        out[(token + offset) * count + row..][..rows]
+                            .copy_from_slice(&products[..rows]);
                     }
                 }
             }
