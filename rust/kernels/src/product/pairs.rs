@@ -288,6 +288,9 @@ impl Product<'_> {
                         rest = self::rest(rows, row, whole);
                         rest.start()
                     };
+                    for line in (0..R::GROUP_BYTES).step_by(LINE) {
+                        prefetch(begin.wrapping_add(group * R::GROUP_BYTES + AHEAD_BYTES + line));
+                    }
                     let read = rows.read(at, row, group);
                     for (register, numbers) in read.numbers.into_iter().enumerate() {
                         let to = block.numbers.add(number * GROUP + register * WIDTH);
