@@ -22,11 +22,12 @@ def read_speed() -> float:
 def describe() -> dict[str, Any]:
     """Return a benchmark's header: processor, instructions, threads, memory speed, versions."""
     import abyssal
-    from abyssal._core import cpu_tier
+    from abyssal._core import cpu_tier, kernel_tier
 
     return {
         "processor": processor_name(),
         "tier": cpu_tier(),
+        "kernel_tier": kernel_tier(),
         "threads": torch.get_num_threads(),
         "read_gb_per_s": round(read_speed() / 1e9, 2),
         "torch": torch.__version__,

@@ -128,7 +128,7 @@ def _print_table(machine: dict[str, Any], rows: Iterator[Row]) -> None:
 def _header(machine: dict[str, Any]) -> str:
     threads = machine["threads"]
     return (
-        f"{machine['processor']} ({machine['tier']}), {threads} thread{'s' * (threads > 1)}, "
+        f"{machine['processor']} ({machine['kernel_tier']}), {threads} thread{'s' * (threads > 1)}, "
         f"reads {machine['read_gb_per_s']:.1f} GB/s; torch {machine['torch']}, "
         f"abyssal {machine['abyssal']}"
     )

@@ -68,7 +68,9 @@ def fp8_linear(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
 
     Guarantees: accumulated in float32, in an order that follows from ``in_features`` and the
     instruction tier alone, so a row's bits depend neither on the other rows nor on the number of
-    threads (``abyssal.get_num_threads()`` at most); rounded once to x's dtype. A NaN code
+    threads (``abyssal.get_num_threads()`` at most); rounded once to x's dtype. Where pairs of
+    bfloat16 are multiplied (``kernel_tier`` "avx512-bf16", x bfloat16), a code times its scale is
+    rounded to bfloat16 first, which changes nothing for scales that are powers of two. A NaN code
     makes its row's products NaN. Differentiable with respect to ``x``.
 
     Source: DeepSeek-V3 report, section 3.3, with activations left as they are.
