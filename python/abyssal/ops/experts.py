@@ -85,7 +85,8 @@ class Experts:
             TypeError: a wrong dtype.
             ValueError: shapes that do not fit, or an index out of range.
 
-        Guarantees: everything between x and the result is float32. A token's outputs are added in
+        Guarantees: everything between x and the result is float32, but for the inner activations
+        where pairs of bfloat16 are multiplied (``ops.fp8_linear``). A token's outputs are added in
         ascending expert index, those of experts without weights then, the shared one's last, and
         rounded once. A row's bits depend neither on the other rows nor on the number of threads
         (``abyssal.get_num_threads()`` at most). No gradient is recorded.
