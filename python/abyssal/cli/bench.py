@@ -126,9 +126,9 @@ def _print_table(machine: dict[str, Any], rows: Iterator[Row]) -> None:
 
 
 def _header(machine: dict[str, Any]) -> str:
-    threads = machine["threads"]
+    threads, tier = machine["threads"], machine["kernel_tier"]
     return (
-        f"{machine['processor']} ({machine['kernel_tier']}), {threads} thread{'s' * (threads > 1)}, "
+        f"{machine['processor']} ({tier}), {threads} thread{'s' * (threads > 1)}, "
         f"reads {machine['read_gb_per_s']:.1f} GB/s; torch {machine['torch']}, "
         f"abyssal {machine['abyssal']}"
     )

@@ -15,7 +15,6 @@ from abyssal.ops.native import is_direct
 from abyssal.reference.experts import Expert
 from abyssal.reference.formats import ACTIVATIONS
 
-
 _WEIGHT = operator.itemgetter("weight")
 
 

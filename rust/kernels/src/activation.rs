@@ -344,6 +344,7 @@ impl BlockScales {
     }
 
     /// One for each block.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn factors(&self) -> &[f32] {
         &self.factors
     }
