@@ -146,12 +146,18 @@ def quantization() -> Iterator[Row]:
         )
     weight = torch.randn(ROWS, COLUMNS)
     codes, scales = ops.quantize_fp8(weight, block=(128, 128))
-    yield _stream(
-        "dequantize FP8 128x128 to bf16",
-        lambda: ops.dequantize_fp8(codes, scales, (128, 128)),
-        lambda: eager.dequantize_blocks(codes, scales),
-        codes.numel() * 3,
-    )
+    for short, dtype, given in (
+        ("bf16", torch.bfloat16, False),
+        ("f32", torch.float32, False),
+        ("f32, given result", torch.float32, True),
+    ):
+        mine, theirs = (torch.empty(ROWS, COLUMNS) if given else None for _ in range(2))
+        yield _stream(
+            f"dequantize FP8 128x128 to {short}",
+            lambda d=dtype, o=mine: ops.dequantize_fp8(codes, scales, (128, 128), d, out=o),  # type: ignore[misc]
+            lambda d=dtype, o=theirs: eager.dequantize_blocks(codes, scales, d, o),  # type: ignore[misc]
+            codes.numel() * (1 + dtype.itemsize),
+        )
     yield _stream(
         "quantize MXFP4 from f32",
         lambda: ops.quantize_mxfp4(weight),
