@@ -112,7 +112,7 @@ impl Torch {
     pub(crate) fn is_neg(&self, tensor: &Bound<'_, PyAny>) -> PyResult<bool> {
         let end = std::ptr::null_mut::<pyo3::ffi::PyObject>();
         // SAFETY: a callable, its argument and the end of the arguments, alive and attached; unlike `call1`, this makes no
-        // tuple, which took as long as the answer.
+        // tuple.
         let answer = unsafe {
             pyo3::ffi::PyObject_CallFunctionObjArgs(self.is_neg.as_ptr(), tensor.as_ptr(), end)
         };
