@@ -59,11 +59,16 @@ def quantize_blocks(x: Tensor) -> tuple[Tensor, Tensor]:
     return (y / scale).to(torch.float8_e4m3fn).view(m, n), scale.squeeze((1, 3))
 
 
-def dequantize_blocks(codes: Tensor, scales: Tensor) -> Tensor:
-    """FP8 in blocks of 128 x 128 to bfloat16."""
+def dequantize_blocks(
+    codes: Tensor, scales: Tensor, dtype: torch.dtype, out: Tensor | None = None
+) -> Tensor:
+    """FP8 in blocks of 128 x 128 to bfloat16 or float32, the latter into a given result too."""
     m, n = codes.shape
-    y = codes.view(m // 128, 128, n // 128, 128).float() * scales[:, None, :, None]
-    return y.view(m, n).to(torch.bfloat16)
+    y = codes.view(m // 128, 128, n // 128, 128).float()
+    if out is not None:
+        torch.mul(y, scales[:, None, :, None], out=out.view(y.shape))
+        return out
+    return (y * scales[:, None, :, None]).view(m, n).to(dtype)
 
 
 _FP4_VALUES = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])

@@ -19,29 +19,35 @@ TORCH = "torch eager"
 TOKENS = 4096
 ROWS, COLUMNS = 2048, 7168
 
-#: Name, experts, our arguments, the peer, whether it takes a bias.
-_RULES: list[tuple[str, int, dict[str, object], Callable[..., tuple[Tensor, Tensor]], bool]] = [
-    (
-        "256 experts, 8 groups, top 8, sigmoid",
-        256,
-        {"top_k": 8, "scoring": "sigmoid", "num_groups": 8, "top_groups": 4, "scale": 2.5},
-        eager.route_grouped,
-        True,
-    ),
-    (
-        "384 experts, top 8, sigmoid",
-        384,
-        {"top_k": 8, "scoring": "sigmoid", "scale": 2.827},
-        eager.route_ungrouped,
-        True,
-    ),
-    (
-        "64 experts, top 6, softmax",
-        64,
-        {"top_k": 6, "scoring": "softmax", "normalize": False},
-        eager.route_softmax,
-        False,
-    ),
+Pair = tuple[Tensor, Tensor]
+
+
+def _grouped(logits: Tensor, bias: Tensor, out: Pair | None = None) -> Pair:
+    return ops.route(
+        logits,
+        top_k=8,
+        scoring="sigmoid",
+        correction_bias=bias,
+        num_groups=8,
+        top_groups=4,
+        scale=2.5,
+        out=out,
+    )
+
+
+def _ungrouped(logits: Tensor, bias: Tensor, out: Pair | None = None) -> Pair:
+    return ops.route(logits, top_k=8, scoring="sigmoid", correction_bias=bias, scale=2.827, out=out)
+
+
+def _softmax(logits: Tensor, out: Pair | None = None) -> Pair:
+    return ops.route(logits, top_k=6, scoring="softmax", normalize=False, out=out)
+
+
+#: Name, experts, experts per token, our call and the peer's, whether they take a bias.
+_RULES: list[tuple[str, int, int, Callable[..., Pair], Callable[..., Pair], bool]] = [
+    ("256 experts, 8 groups, top 8, sigmoid", 256, 8, _grouped, eager.route_grouped, True),
+    ("384 experts, top 8, sigmoid", 384, 8, _ungrouped, eager.route_ungrouped, True),
+    ("64 experts, top 6, softmax", 64, 6, _softmax, eager.route_softmax, False),
 ]
 
 
@@ -56,24 +62,19 @@ def rows() -> Iterator[Row]:
 
 def routing() -> Iterator[Row]:
     """Scores to experts: a batch of tokens, and one token."""
-    for name, experts, rule, peer, biased in _RULES:
-        arguments: dict[str, object] = dict(rule)
-        extra: tuple[Tensor, ...] = ()
-        if biased:
-            arguments["correction_bias"] = torch.randn(experts) * 0.1
-            extra = (torch.as_tensor(arguments["correction_bias"]),)
-        top_k = int(str(rule["top_k"]))
+    for name, experts, top_k, ours, peer, biased in _RULES:
+        bias = (torch.randn(experts) * 0.1,) if biased else ()
         for tokens in (TOKENS, 1):
             logits = torch.randn(tokens, experts)
             out = (torch.empty(tokens, top_k), torch.empty(tokens, top_k, dtype=torch.int32))
-            _same_experts(_route(logits, arguments, None), peer(logits, *extra), logits, *extra)
+            _same_experts(ours(logits, *bias), peer(logits, *bias), logits, *bias)
             for given in (out, None):
                 where = "given outputs" if given is not None else "fresh outputs"
                 if tokens > 1 and given is None:
                     continue
                 found = compare(
-                    lambda x=logits, a=arguments, o=given: _route(x, a, o),  # type: ignore[misc]
-                    lambda x=logits, p=peer, e=extra: p(x, *e),  # type: ignore[misc]
+                    lambda x=logits, f=ours, b=bias, o=given: f(x, *b, o),  # type: ignore[misc]
+                    lambda x=logits, f=peer, b=bias: f(x, *b),  # type: ignore[misc]
                 )
                 yield Row(
                     name=f"route {tokens} token{'s' * (tokens > 1)}, {name}, {where}",
@@ -83,12 +84,6 @@ def routing() -> Iterator[Row]:
                     peer_name=TORCH,
                     ratio=found.ratio,
                 )
-
-
-def _route(
-    logits: Tensor, arguments: dict[str, object], out: tuple[Tensor, Tensor] | None
-) -> tuple[Tensor, Tensor]:
-    return ops.route(logits, out=out, **arguments)  # type: ignore[arg-type]
 
 
 def _same_experts(
@@ -146,12 +141,18 @@ def quantization() -> Iterator[Row]:
         )
     weight = torch.randn(ROWS, COLUMNS)
     codes, scales = ops.quantize_fp8(weight, block=(128, 128))
-    yield _stream(
-        "dequantize FP8 128x128 to bf16",
-        lambda: ops.dequantize_fp8(codes, scales, (128, 128)),
-        lambda: eager.dequantize_blocks(codes, scales),
-        codes.numel() * 3,
-    )
+    for short, dtype, given in (
+        ("bf16", torch.bfloat16, False),
+        ("f32", torch.float32, False),
+        ("f32, given result", torch.float32, True),
+    ):
+        mine, theirs = (torch.empty(ROWS, COLUMNS) if given else None for _ in range(2))
+        yield _stream(
+            f"dequantize FP8 128x128 to {short}",
+            lambda d=dtype, o=mine: ops.dequantize_fp8(codes, scales, (128, 128), d, out=o),  # type: ignore[misc]
+            lambda d=dtype, o=theirs: eager.dequantize_blocks(codes, scales, d, o),  # type: ignore[misc]
+            codes.numel() * (1 + dtype.itemsize),
+        )
     yield _stream(
         "quantize MXFP4 from f32",
         lambda: ops.quantize_mxfp4(weight),

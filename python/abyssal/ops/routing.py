@@ -66,12 +66,24 @@ def route(
     Source: DeepSeek-V2 and DeepSeek-V3 reports, section 2.1.2; LongCat-Flash for softmax with a
     bias.
     """
-    selection = (correction_bias, num_groups, top_groups, group_score)
     if not is_compiling():
         # The usual call, checked where it runs; everything else is looked at below.
-        direct = route_direct(logits, top_k, scoring, *selection, normalize, scale, out, load)
+        direct = route_direct(
+            logits,
+            top_k,
+            scoring,
+            correction_bias,
+            num_groups,
+            top_groups,
+            group_score,
+            normalize,
+            scale,
+            out,
+            load,
+        )
         if direct is not None:
             return direct
+    selection = (correction_bias, num_groups, top_groups, group_score)
     check_route(logits, top_k, scoring, *selection, out, load)
     if not is_direct(logits):
         routed = torch.ops.abyssal.route(logits, top_k, scoring, *selection, normalize, scale)

@@ -6,11 +6,8 @@ use pyo3::prelude::*;
 
 use crate::dtype::Dtype;
 use crate::error::BindError;
-use crate::routing::{
-    Choice, Results, execute, group_score_from, matrix, outputs, scoring_from, settled,
-    usual_or_none,
-};
-use crate::tensor::{Tensor, reject_overlap};
+use crate::routing::{Choice, Results, execute, group_score_from, matrix, scoring_from, settled};
+use crate::tensor::{Tensor, Usual, reject_overlap};
 
 impl From<Error> for BindError {
     fn from(error: Error) -> Self {
@@ -163,7 +160,8 @@ pub(crate) fn gate_direct<'py>(
     num_threads: usize,
 ) -> Result<Option<Bound<'py, PyAny>>, BindError> {
     let prepared = (|| {
-        let (x, weight) = (Tensor::usual(x)?, Tensor::usual(weight)?);
+        let usual = Usual::new(py)?;
+        let (x, weight) = (usual.tensor(x)?, usual.tensor(weight)?);
         let (&[tokens, _], &[num_experts, _]) = (x.shape(), weight.shape()) else {
             return None;
         };
@@ -177,15 +175,15 @@ pub(crate) fn gate_direct<'py>(
             scale,
         };
         let rule = rule.rule(num_experts)?;
-        let (out, weights, indices) = outputs(py, out, (tokens, rule.top_k))?;
+        let [out, weights, indices] = usual.outputs(out, (tokens, rule.top_k))?;
         let call = Call {
             x,
             weight,
-            correction_bias: usual_or_none(correction_bias)?,
-            weights,
-            indices,
-            load: usual_or_none(load)?,
-            logits: usual_or_none(logits)?,
+            correction_bias: usual.tensor_or_none(correction_bias)?,
+            weights: usual.tensor(&weights)?,
+            indices: usual.tensor(&indices)?,
+            load: usual.tensor_or_none(load)?,
+            logits: usual.tensor_or_none(logits)?,
         };
         Some((rule, call, out))
     })();

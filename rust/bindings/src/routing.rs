@@ -8,11 +8,11 @@ use abyssal_routing::{
     self as routing, Error, GroupScore, Logits, Output, Rule, Scoring, Table, Tier, Weighting,
 };
 use pyo3::prelude::*;
-use pyo3::types::{PyString, PyTuple};
+use pyo3::types::PyString;
 
 use crate::dtype::Dtype;
 use crate::error::BindError;
-use crate::tensor::{Tensor, Torch, reject_overlap};
+use crate::tensor::{Tensor, Usual, reject_overlap};
 use crate::{guard, run};
 
 /// Below this many logits a call is shorter than releasing the interpreter is worth.
@@ -123,42 +123,35 @@ pub(crate) fn logits_of<'a>(tensor: &'a Tensor<'_>) -> Result<Logits<'a>, BindEr
 }
 
 /// The tensors of a call of `route`.
-struct Call<'py> {
-    logits: Tensor<'py>,
-    correction_bias: Option<Tensor<'py>>,
-    weights: Tensor<'py>,
-    indices: Tensor<'py>,
-    load: Option<Tensor<'py>>,
+struct Call<'a, 'py> {
+    logits: &'a Tensor<'py>,
+    correction_bias: Option<&'a Tensor<'py>>,
+    results: Results<'a, 'py>,
 }
 
-impl Call<'_> {
+impl Call<'_, '_> {
     /// Checks all tensors, then routes; nothing is written by a call that is refused.
     fn run(mut self, py: Python<'_>, rule: &Rule) -> Result<usize, BindError> {
-        let (tokens, num_experts) = matrix("logits", &self.logits)?;
-        let mut results = Results {
-            weights: &mut self.weights,
-            indices: &mut self.indices,
-            load: self.load.as_mut(),
-        };
+        let (tokens, num_experts) = matrix("logits", self.logits)?;
         let shape = [tokens, rule.top_k];
         let inputs = [
-            ("logits", &self.logits),
+            ("logits", self.logits),
             (
                 "correction_bias",
-                self.correction_bias.as_ref().unwrap_or(&self.logits),
+                self.correction_bias.unwrap_or(self.logits),
             ),
         ];
         let biased = usize::from(self.correction_bias.is_some());
-        results.check(shape, num_experts, &inputs[..=biased])?;
-        let bias = match &self.correction_bias {
+        self.results.check(shape, num_experts, &inputs[..=biased])?;
+        let bias = match self.correction_bias {
             None => None,
             Some(bias) => {
                 bias.expect_shape("correction_bias", &[num_experts])?;
                 Some(bias.as_slice("correction_bias")?)
             }
         };
-        let logits = logits_of(&self.logits)?;
-        let output = results.output()?;
+        let logits = logits_of(self.logits)?;
+        let output = self.results.output()?;
         execute(py, logits.len(), || {
             Ok(routing::route(Tier::best(), rule, logits, bias, output)?)
         })
@@ -176,8 +169,8 @@ impl Call<'_> {
 pub(crate) fn route<'py>(
     py: Python<'py>,
     logits: Tensor<'py>,
-    weights: Tensor<'py>,
-    indices: Tensor<'py>,
+    mut weights: Tensor<'py>,
+    mut indices: Tensor<'py>,
     top_k: usize,
     scoring: &str,
     correction_bias: Option<Tensor<'py>>,
@@ -186,7 +179,7 @@ pub(crate) fn route<'py>(
     group_score: &str,
     normalize: bool,
     scale: f32,
-    load: Option<Tensor<'py>>,
+    mut load: Option<Tensor<'py>>,
 ) -> Result<usize, BindError> {
     let rule = Rule {
         num_experts: matrix("logits", &logits)?.1,
@@ -197,12 +190,15 @@ pub(crate) fn route<'py>(
         group_score: group_score_from(group_score)?,
         weighting: Weighting { normalize, scale },
     };
+    let results = Results {
+        weights: &mut weights,
+        indices: &mut indices,
+        load: load.as_mut(),
+    };
     let call = Call {
-        logits,
-        correction_bias,
-        weights,
-        indices,
-        load,
+        logits: &logits,
+        correction_bias: correction_bias.as_ref(),
+        results,
     };
     call.run(py, &rule)
 }
@@ -228,8 +224,10 @@ pub(crate) fn route_direct<'py>(
     out: &Bound<'py, PyAny>,
     load: &Bound<'py, PyAny>,
 ) -> Result<Option<Bound<'py, PyAny>>, BindError> {
-    let prepared = (|| {
-        let logits = Tensor::usual(logits)?;
+    // Tensors stay where they are read to: moving them took a twenty-fifth of a call.
+    let attempt = || {
+        let usual = Usual::new(py)?;
+        let logits = usual.tensor(logits)?;
         let &[tokens, num_experts] = logits.shape() else {
             return None;
         };
@@ -243,20 +241,24 @@ pub(crate) fn route_direct<'py>(
             scale,
         };
         let rule = rule.rule(num_experts)?;
-        let (out, weights, indices) = outputs(py, out, (tokens, rule.top_k))?;
-        let call = Call {
-            logits,
-            correction_bias: usual_or_none(correction_bias)?,
-            weights,
-            indices,
-            load: usual_or_none(load)?,
+        let [out, weights, indices] = usual.outputs(out, (tokens, rule.top_k))?;
+        let mut weights = usual.tensor(&weights)?;
+        let mut indices = usual.tensor(&indices)?;
+        let correction_bias = usual.tensor_or_none(correction_bias)?;
+        let mut load = usual.tensor_or_none(load)?;
+        let results = Results {
+            weights: &mut weights,
+            indices: &mut indices,
+            load: load.as_mut(),
         };
-        Some((rule, call, out))
-    })();
-    let Some((rule, call, out)) = prepared else {
-        return Ok(None);
+        let call = Call {
+            logits: &logits,
+            correction_bias: correction_bias.as_ref(),
+            results,
+        };
+        Some(settled(call.run(py, &rule), out))
     };
-    settled(call.run(py, &rule), out)
+    attempt().unwrap_or(Ok(None))
 }
 
 /// The arguments of a rule, as Python passes them.
@@ -289,44 +291,6 @@ impl Choice<'_, '_> {
         rule.check().ok()?;
         Some(rule)
     }
-}
-
-/// An optional tensor of the usual kind; `None` if it is of another.
-#[allow(
-    clippy::option_option,
-    reason = "an optional tensor, if it could be read"
-)]
-pub(crate) fn usual_or_none<'py>(object: &Bound<'py, PyAny>) -> Option<Option<Tensor<'py>>> {
-    if object.is_none() {
-        Some(None)
-    } else {
-        Tensor::usual(object).map(Some)
-    }
-}
-
-/// The pair of results, given or new, and its two tensors.
-pub(crate) fn outputs<'py>(
-    py: Python<'py>,
-    out: &Bound<'py, PyAny>,
-    shape: (usize, usize),
-) -> Option<(Bound<'py, PyAny>, Tensor<'py>, Tensor<'py>)> {
-    let (weights, indices);
-    let out = if out.is_none() {
-        let torch = Torch::get(py).ok()??;
-        weights = torch.empty_f32(py, shape).ok()?;
-        indices = torch.empty_i32(py, shape).ok()?;
-        PyTuple::new(py, [&weights, &indices]).ok()?.into_any()
-    } else {
-        let pair = out.cast_exact::<PyTuple>().ok()?;
-        if pair.len() != 2 {
-            return None;
-        }
-        weights = pair.get_item(0).ok()?;
-        indices = pair.get_item(1).ok()?;
-        out.clone()
-    };
-    let (weights, indices) = (Tensor::usual(&weights)?, Tensor::usual(&indices)?);
-    Some((out, weights, indices))
 }
 
 /// What a call of the usual kind returns: its results, `None` where it was refused, or an error that is not its own.

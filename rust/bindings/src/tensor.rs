@@ -26,8 +26,10 @@ use crate::error::BindError;
 pub(crate) use crate::torch::Torch;
 
 mod overlap;
+mod usual;
 
 pub(crate) use overlap::reject_overlap;
+pub(crate) use usual::Usual;
 
 /// No operation of this package takes tensors of more dimensions.
 const MAX_DIMS: usize = 8;
@@ -66,31 +68,8 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Tensor<'py> {
 }
 
 impl<'py> Tensor<'py> {
-    /// The view of what nearly every argument is: a `torch.Tensor` or `torch.nn.Parameter` and no other subclass, in CPU
-    /// memory, whose gradient is not recorded. `None` for anything else, for the caller to look at without haste.
-    pub(crate) fn usual(object: &Bound<'py, PyAny>) -> Option<Self> {
-        let py = object.py();
-        let torch = Torch::get(py).ok()??;
-        if !torch.is_exact(object) && !torch.is_parameter(object) {
-            return None;
-        }
-        let tensor = Self::from_exchange_api(object, torch, torch.describe?).ok()?;
-        // Numbers that have no gradient need not be asked.
-        let plain = matches!(tensor.dtype, Dtype::I32 | Dtype::I64)
-            || !object
-                .getattr(pyo3::intern!(py, "requires_grad"))
-                .and_then(|required| required.is_truthy())
-                .ok()?
-            || !torch
-                .is_grad_enabled
-                .bind(py)
-                .call0()
-                .and_then(|enabled| enabled.is_truthy())
-                .ok()?;
-        plain.then_some(tensor)
-    }
-
     /// Reads the view through torch's C table.
+    #[inline]
     fn from_exchange_api(
         object: &Bound<'py, PyAny>,
         torch: &Torch,
@@ -120,16 +99,16 @@ impl<'py> Tensor<'py> {
             .cast::<u8>()
             .wrapping_add(view.byte_offset as usize);
         let dtype = Dtype::from_dlpack(view.code, view.bits, view.lanes);
-        let owner = Owner::Torch(object.clone());
-        Self {
-            owner,
+        let tensor = Self {
+            owner: Owner::Torch(object.clone()),
             data,
             dtype,
             ndim,
             shape,
             strides,
-        }
-        .checked_torch(object, torch)
+        };
+        tensor.check_torch(object, torch)?;
+        Ok(tensor)
     }
 
     /// Reads the view through torch's Python attributes.
@@ -169,16 +148,16 @@ impl<'py> Tensor<'py> {
             .and_then(|address| address.extract())
             .map_err(refused)?;
         let data = std::ptr::with_exposed_provenance_mut(address);
-        let owner = Owner::Torch(object.clone());
-        Self {
-            owner,
+        let tensor = Self {
+            owner: Owner::Torch(object.clone()),
             data,
             dtype,
             ndim,
             shape,
             strides,
-        }
-        .checked_torch(object, torch)
+        };
+        tensor.check_torch(object, torch)?;
+        Ok(tensor)
     }
 
     /// Reads the view through the buffer protocol (numpy arrays, `array.array`, `memoryview`, ...).
@@ -217,23 +196,17 @@ impl<'py> Tensor<'py> {
     }
 
     /// Refuses torch tensors whose memory does not hold their values.
-    fn checked_torch(self, object: &Bound<'py, PyAny>, torch: &Torch) -> PyResult<Self> {
+    fn check_torch(&self, object: &Bound<'py, PyAny>, torch: &Torch) -> PyResult<()> {
         if self.data.is_null() && self.len() > 0 {
             return Err(not_plain_memory(object, None));
         }
         // Such views come from complex numbers: `x.conj().imag`.
-        if matches!(self.dtype, Dtype::F16 | Dtype::F32 | Dtype::F64)
-            && torch
-                .is_neg
-                .bind(object.py())
-                .call1((object,))?
-                .is_truthy()?
-        {
+        if matches!(self.dtype, Dtype::F16 | Dtype::F32 | Dtype::F64) && torch.is_neg(object)? {
             return Err(PyTypeError::new_err(
                 "expected a plain tensor, got a lazily negated view; call .resolve_neg() first",
             ));
         }
-        Ok(self)
+        Ok(())
     }
 
     /// The element type.

@@ -18,15 +18,15 @@ pub(crate) struct Torch {
     /// `torch.nn.Parameter`.
     parameter: Py<PyAny>,
     /// `torch.is_grad_enabled`.
-    pub(crate) is_grad_enabled: Py<PyAny>,
+    is_grad_enabled: Py<PyAny>,
     /// `torch.Tensor.is_neg`.
-    pub(crate) is_neg: Py<PyAny>,
+    is_neg: Py<PyAny>,
     /// How its C table describes a tensor; older versions have no such table.
     pub(crate) describe: Option<dlpack::Describe>,
-    /// `torch.empty`, and its keyword arguments for float32 and int32 in CPU memory.
-    empty: Py<PyAny>,
-    f32: Py<PyDict>,
-    i32: Py<PyDict>,
+    /// `new_empty` of a float32 and of an int32 tensor in CPU memory: `torch.empty` would look at the names of its
+    /// arguments each time, and a device context could send it elsewhere.
+    empty_f32: Py<PyAny>,
+    empty_i32: Py<PyAny>,
 }
 
 impl Torch {
@@ -64,11 +64,12 @@ impl Torch {
             Some(api) => describe_of(&api)?,
             None => None,
         };
-        let of = |dtype: &str| -> PyResult<Py<PyDict>> {
+        let of = |dtype: &str| -> PyResult<Py<PyAny>> {
             let arguments = PyDict::new(py);
             arguments.set_item("dtype", torch.getattr(dtype)?)?;
             arguments.set_item("device", torch.getattr("device")?.call1(("cpu",))?)?;
-            Ok(arguments.unbind())
+            let example = empty.call((0,), Some(&arguments))?;
+            Ok(example.getattr("new_empty")?.unbind())
         };
         let found = Self {
             is_neg: tensor.getattr(pyo3::intern!(py, "is_neg"))?.unbind(),
@@ -76,9 +77,8 @@ impl Torch {
             parameter: parameter.unbind(),
             is_grad_enabled: is_grad_enabled.unbind(),
             describe,
-            f32: of("float32")?,
-            i32: of("int32")?,
-            empty: empty.unbind(),
+            empty_f32: of("float32")?,
+            empty_i32: of("int32")?,
         };
         Ok(Some(TORCH.get_or_init(py, || found)))
     }
@@ -103,13 +103,30 @@ impl Torch {
         object.get_type_ptr() == self.tensor.bind(object.py()).as_type_ptr()
     }
 
+    /// Whether gradients are recorded.
+    pub(crate) fn is_grad_enabled(&self, py: Python<'_>) -> PyResult<bool> {
+        self.is_grad_enabled.bind(py).call0()?.is_truthy()
+    }
+
+    /// Whether a tensor is a lazily negated view.
+    pub(crate) fn is_neg(&self, tensor: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let end = std::ptr::null_mut::<pyo3::ffi::PyObject>();
+        // SAFETY: a callable, its argument and the end of the arguments, alive and attached; unlike `call1`, this makes no
+        // tuple.
+        let answer = unsafe {
+            pyo3::ffi::PyObject_CallFunctionObjArgs(self.is_neg.as_ptr(), tensor.as_ptr(), end)
+        };
+        // SAFETY: a new reference, or null with an exception set.
+        unsafe { Bound::from_owned_ptr_or_err(tensor.py(), answer) }?.is_truthy()
+    }
+
     /// A new float32 matrix in CPU memory, not set to anything.
     pub(crate) fn empty_f32<'py>(
         &self,
         py: Python<'py>,
         shape: (usize, usize),
     ) -> PyResult<Bound<'py, PyAny>> {
-        self.empty.bind(py).call(shape, Some(self.f32.bind(py)))
+        self.empty_f32.bind(py).call1(shape)
     }
 
     /// A new int32 matrix in CPU memory, not set to anything.
@@ -118,7 +135,7 @@ impl Torch {
         py: Python<'py>,
         shape: (usize, usize),
     ) -> PyResult<Bound<'py, PyAny>> {
-        self.empty.bind(py).call(shape, Some(self.i32.bind(py)))
+        self.empty_i32.bind(py).call1(shape)
     }
 }
 

@@ -26,7 +26,7 @@
 use std::arch::x86_64::*;
 
 use crate::float::{Element, Format, e8m0_to_f32};
-use crate::kernels::{Divisor, INFINITY, Kernels, STEP, padded};
+use crate::kernels::{Divisor, GROUP, INFINITY, Kernels, STEP, padded};
 use crate::scalar;
 
 const HALF: usize = STEP / 2;
@@ -69,15 +69,15 @@ impl Kernels for Avx2 {
     }
 
     #[inline(always)]
-    fn largest<T: Element>(self, x: &[T], start: u32) -> u32 {
+    fn largest<'a, T: Element + 'a>(self, parts: impl Iterator<Item = &'a [T]>, start: u32) -> u32 {
         // SAFETY: the processor has the instructions, which `self` proves.
-        unsafe { largest(x, start) }
+        unsafe { largest(parts, start) }
     }
 
     #[inline(always)]
-    fn divisor(self, scale: f32) -> Divisor {
+    fn divisors(self, scales: &[f32; GROUP]) -> [Divisor; GROUP] {
         // SAFETY: the processor has the instructions, which `self` proves.
-        unsafe { divisor(scale) }
+        unsafe { divisors(scales) }
     }
 
     #[inline(always)]
@@ -112,7 +112,7 @@ impl Kernels for Avx2 {
         let start = values.as_ptr().cast::<i8>().wrapping_add(distance);
         for offset in (0..size_of_val(values)).step_by(64) {
             // SAFETY: a hint, for any address at all.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(offset)) };
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(offset)) };
         }
     }
 }
@@ -192,8 +192,7 @@ fn bytes_in_order<T: Element>(words: [__m256i; 2], signs: __m256i) -> __m256i {
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn largest<T: Element>(x: &[T], start: u32) -> u32 {
-    let (steps, tail) = x.as_chunks::<STEP>();
+fn largest<'a, T: Element + 'a>(parts: impl Iterator<Item = &'a [T]>, start: u32) -> u32 {
     let mut lanes = [_mm256_setzero_si256(); 2];
     let mut take = |step: &[T; STEP]| {
         let data = step.as_ptr().cast::<__m256i>();
@@ -217,11 +216,14 @@ fn largest<T: Element>(x: &[T], start: u32) -> u32 {
             }
         }
     };
-    for step in steps {
-        take(step);
-    }
-    if !tail.is_empty() {
-        take(&padded(tail));
+    for x in parts {
+        let (steps, tail) = x.as_chunks::<STEP>();
+        for step in steps {
+            take(step);
+        }
+        if !tail.is_empty() {
+            take(&padded(tail));
+        }
     }
     let halves = |lanes: __m256i| {
         (
@@ -293,18 +295,27 @@ fn weigh(quotient: __m256, narrow: &Narrow) -> __m256i {
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn divisor(scale: f32) -> Divisor {
-    let scale = _mm_set_ss(scale);
-    let one = _mm_set_ss(1.0);
-    let inverse = _mm_div_ss(one, scale);
-    // What the rounded inverse lacks.
-    let error = _mm_fnmadd_ss(scale, inverse, one);
-    let rest = _mm_mul_ss(error, inverse);
-    let rest = _mm_fmadd_ss(error, rest, rest);
-    Divisor {
-        inverse: _mm_cvtss_f32(inverse),
-        rest: _mm_cvtss_f32(rest),
+pub(crate) fn divisors(scales: &[f32; GROUP]) -> [Divisor; GROUP] {
+    // SAFETY: the array has 32 bytes; loads need no alignment.
+    let scales = unsafe { _mm256_loadu_ps(scales.as_ptr()) };
+    let one = _mm256_set1_ps(1.0);
+    let inverses = _mm256_div_ps(one, scales);
+    // What the rounded inverses lack.
+    let errors = _mm256_fnmadd_ps(scales, inverses, one);
+    let rests = _mm256_mul_ps(errors, inverses);
+    let rests = _mm256_fmadd_ps(errors, rests, rests);
+    let (first, second) = (
+        _mm256_unpacklo_ps(inverses, rests),
+        _mm256_unpackhi_ps(inverses, rests),
+    );
+    let mut divisors = [Divisor::default(); GROUP];
+    let place = divisors.as_mut_ptr().cast::<f32>();
+    // SAFETY: the array has two numbers of four bytes for each of eight; stores need no alignment.
+    unsafe {
+        _mm256_storeu_ps(place, _mm256_permute2f128_ps::<0x20>(first, second));
+        _mm256_storeu_ps(place.add(8), _mm256_permute2f128_ps::<0x31>(first, second));
     }
+    divisors
 }
 
 #[inline]
@@ -437,7 +448,7 @@ fn encode_mxfp4<T: Element>(x: &[T], codes: &mut [u8], scales: &mut [u8]) {
         .iter()
         .zip(codes.as_chunks_mut::<HALF>().0);
     for ((x, codes), scale) in blocks.zip(scales) {
-        let amax = largest(x, 0);
+        let amax = largest(std::iter::once(&x[..]), 0);
         if amax >= INFINITY {
             scalar::encode_mxfp4_slowly(x, codes, scale);
             continue;

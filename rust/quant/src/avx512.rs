@@ -1,7 +1,8 @@
-//! The inner loops in registers of sixteen lanes: AVX-512 with its byte and word instructions.
+//! The inner loops in registers of sixteen lanes: AVX-512 with its byte and word instructions, VBMI among them.
 //!
-//! The arithmetic is that of `avx2.rs`. Here narrowing keeps the order, and a table in one register holds all sixteen
-//! e2m1 numbers.
+//! The arithmetic is that of `avx2.rs`. Here one instruction brings any bytes of two registers into order, so e4m3 codes
+//! are weighed into the second byte of their lane, where nothing is left to take off or to shift; and a table in one
+//! register holds all sixteen e2m1 numbers.
 #![allow(
     clippy::wildcard_imports,
     reason = "instructions have names that tell where they come from"
@@ -15,15 +16,16 @@ use std::arch::x86_64::*;
 
 use crate::avx2::{self, Avx2};
 use crate::float::{Element, Format, e8m0_to_f32};
-use crate::kernels::{Divisor, INFINITY, Kernels, STEP, padded};
+use crate::kernels::{Divisor, GROUP, INFINITY, Kernels, STEP, padded};
 use crate::scalar;
 
 const HALF: usize = STEP / 2;
+const WIDE: usize = 2 * STEP;
 const MAGNITUDE: i32 = 0x7fff_ffff;
 /// Ties to even, whatever the processor's mode is.
 const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT;
 
-/// Proof that the processor has AVX-512 F, BW and VL, and what AVX2's tier needs.
+/// Proof that the processor has AVX-512 F, BW, VL and VBMI, and what AVX2's tier needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Avx512 {
     streams: bool,
@@ -33,7 +35,8 @@ impl Avx512 {
     pub(crate) fn detect() -> Option<Self> {
         let present = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512vl");
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512vbmi");
         (present && Avx2::detect().is_some()).then_some(Self { streams: false })
     }
 }
@@ -55,15 +58,15 @@ impl Kernels for Avx512 {
     }
 
     #[inline(always)]
-    fn largest<T: Element>(self, x: &[T], start: u32) -> u32 {
+    fn largest<'a, T: Element + 'a>(self, parts: impl Iterator<Item = &'a [T]>, start: u32) -> u32 {
         // SAFETY: the processor has the instructions, which `self` proves.
-        unsafe { largest(x, start) }
+        unsafe { largest(parts, start) }
     }
 
     #[inline(always)]
-    fn divisor(self, scale: f32) -> Divisor {
+    fn divisors(self, scales: &[f32; GROUP]) -> [Divisor; GROUP] {
         // SAFETY: a processor with AVX-512, which `self` proves, has AVX2, FMA and F16C.
-        unsafe { avx2::divisor(scale) }
+        unsafe { avx2::divisors(scales) }
     }
 
     #[inline(always)]
@@ -98,7 +101,7 @@ impl Kernels for Avx512 {
         let start = values.as_ptr().cast::<i8>().wrapping_add(distance);
         for offset in (0..size_of_val(values)).step_by(64) {
             // SAFETY: a hint, for any address at all.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(offset)) };
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(offset)) };
         }
     }
 }
@@ -113,7 +116,7 @@ fn aligned<T>(out: &[T]) -> bool {
 /// # Safety
 /// The 32 bytes can be written, and are aligned to 32 if `streams`; then `finish` comes before anyone reads them.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
 unsafe fn put_half(place: *mut __m256i, value: __m256i, streams: bool) {
     if streams {
         // SAFETY: the caller promises room, alignment and the fence.
@@ -129,7 +132,7 @@ unsafe fn put_half(place: *mut __m256i, value: __m256i, streams: bool) {
 /// # Safety
 /// The 64 bytes can be written, and are aligned to 64 if `streams`; then `finish` comes before anyone reads them.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
 unsafe fn put(place: *mut __m512i, value: __m512i, streams: bool) {
     if streams {
         // SAFETY: the caller promises room, alignment and the fence.
@@ -142,7 +145,7 @@ unsafe fn put(place: *mut __m512i, value: __m512i, streams: bool) {
 
 /// The two halves of a register.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
 fn halves(whole: __m512i) -> [__m256i; 2] {
     [
         _mm512_castsi512_si256(whole),
@@ -152,7 +155,7 @@ fn halves(whole: __m512i) -> [__m256i; 2] {
 
 /// 32 elements as float32, in order.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
 fn load<T: Element>(x: &[T; STEP]) -> [__m512i; 2] {
     let data = x.as_ptr().cast::<__m512i>();
     // SAFETY: the array is 32 elements of two bytes at least, one register long; loads need no alignment.
@@ -168,9 +171,8 @@ fn load<T: Element>(x: &[T; STEP]) -> [__m512i; 2] {
 }
 
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn largest<T: Element>(x: &[T], start: u32) -> u32 {
-    let (steps, tail) = x.as_chunks::<STEP>();
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
+fn largest<'a, T: Element + 'a>(parts: impl Iterator<Item = &'a [T]>, start: u32) -> u32 {
     let mut lanes = _mm512_setzero_si512();
     let mut take = |step: &[T; STEP]| {
         let data = step.as_ptr().cast::<__m512i>();
@@ -187,11 +189,14 @@ fn largest<T: Element>(x: &[T], start: u32) -> u32 {
             lanes = _mm512_max_epu16(lanes, size);
         }
     };
-    for step in steps {
-        take(step);
-    }
-    if !tail.is_empty() {
-        take(&padded(tail));
+    for x in parts {
+        let (steps, tail) = x.as_chunks::<STEP>();
+        for step in steps {
+            take(step);
+        }
+        if !tail.is_empty() {
+            take(&padded(tail));
+        }
     }
     if T::FORMAT == Format::F32 {
         return _mm512_reduce_max_epu32(lanes).max(start);
@@ -223,7 +228,7 @@ struct Narrow {
 
 /// Takes the code, times a power of two and plus a constant, from quotients.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
 fn weigh(quotient: __m512, narrow: &Narrow) -> __m512i {
     let exponent = _mm512_set1_epi32(INFINITY.cast_signed());
     let power = _mm512_and_si512(_mm512_castps_si512(quotient), exponent);
@@ -233,59 +238,148 @@ fn weigh(quotient: __m512, narrow: &Narrow) -> __m512i {
 }
 
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
 fn size(x: __m512i) -> __m512 {
     _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(MAGNITUDE)))
 }
 
 /// The low bytes of 32 lanes.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
 fn low_bytes(lanes: [__m512i; 2]) -> __m256i {
     let [low, high] = lanes.map(|lanes| _mm512_cvtepi32_epi8(lanes));
     _mm256_set_m128i(high, low)
 }
 
+/// Which bytes of two registers become the lower half of one, and again its upper half: the given byte of each lane, the
+/// lanes of one register after those of the other, or of both in turn.
+const fn bytes_of_lanes(byte: u8, in_turn: bool) -> [u8; WIDE] {
+    let mut places = [0; WIDE];
+    let mut at = 0;
+    while at < WIDE {
+        let element = (at % STEP) as u8;
+        places[at] = byte
+            + if in_turn {
+                element % 2 * 64 + element / 2 * 4
+            } else {
+                element * 4
+            };
+        at += 1;
+    }
+    places
+}
+
+/// The upper bytes of the words of two registers.
+const HIGH_BYTES: [u8; WIDE] = {
+    let mut places = [0; WIDE];
+    let mut at = 0;
+    while at < WIDE {
+        places[at] = 2 * at as u8 + 1;
+        at += 1;
+    }
+    places
+};
+
+/// Bytes of four registers, as [`bytes_of_lanes`] says for each two.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
+fn gather(lanes: [__m512i; 4], places: &[u8; WIDE]) -> __m512i {
+    // SAFETY: the array has 64 bytes; loads need no alignment.
+    let places = unsafe { _mm512_loadu_si512(places.as_ptr().cast()) };
+    let low = _mm512_permutex2var_epi8(lanes[0], places, lanes[1]);
+    let high = _mm512_permutex2var_epi8(lanes[2], places, lanes[3]);
+    _mm512_mask_blend_epi64(0xf0, low, high)
+}
+
+/// The sizes of 64 elements as float32, and bytes whose top bits are their signs, in order. The sizes of bfloat16 come
+/// as even and odd elements in turn.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
+fn split<T: Element>(x: &[T; WIDE]) -> ([__m512; 4], __m512i) {
+    const SIGNS: [u8; WIDE] = bytes_of_lanes(3, false);
+    let data = x.as_ptr().cast::<__m512i>();
+    // SAFETY: the array is 64 elements of two bytes at least, two registers long; loads need no alignment.
+    let words = unsafe { [_mm512_loadu_si512(data), _mm512_loadu_si512(data.add(1))] };
+    if T::FORMAT == Format::Bf16 {
+        let [first, second] = words.map(|words| {
+            let sizes = _mm512_and_si512(words, _mm512_set1_epi16(0x7fff));
+            let odd = _mm512_and_si512(words, _mm512_set1_epi32(0x7fff_0000));
+            [_mm512_slli_epi32::<16>(sizes), odd].map(|bits| _mm512_castsi512_ps(bits))
+        });
+        // SAFETY: the array has 64 bytes; loads need no alignment.
+        let places = unsafe { _mm512_loadu_si512(HIGH_BYTES.as_ptr().cast()) };
+        let signs = _mm512_permutex2var_epi8(words[0], places, words[1]);
+        return ([first[0], first[1], second[0], second[1]], signs);
+    }
+    let quarters = if T::FORMAT == Format::F32 {
+        // SAFETY: the elements have four bytes, so the array is four registers long.
+        let rest = unsafe {
+            [
+                _mm512_loadu_si512(data.add(2)),
+                _mm512_loadu_si512(data.add(3)),
+            ]
+        };
+        [words[0], words[1], rest[0], rest[1]]
+    } else {
+        let [first, second] =
+            words.map(|words| halves(words).map(|half| _mm512_castps_si512(_mm512_cvtph_ps(half))));
+        [first[0], first[1], second[0], second[1]]
+    };
+    (
+        quarters.map(|quarter| size(quarter)),
+        gather(quarters, &SIGNS),
+    )
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
 fn encode_fp8<T: Element>(x: &[T], divisor: Divisor, codes: &mut [u8], streams: bool) {
+    const CODES: [u8; WIDE] = bytes_of_lanes(1, false);
+    const CODES_IN_TURN: [u8; WIDE] = bytes_of_lanes(1, true);
     let streams = streams && aligned(codes);
-    let inverse = _mm512_set1_ps(divisor.inverse);
-    let rest = _mm512_set1_ps(divisor.rest);
+    // So that the exponent of the least normal number in the sum is 128, which the weights take out of the second byte.
+    let unit = f32::from_bits((127 - 13) << 23);
+    let inverse = _mm512_set1_ps(divisor.inverse * unit);
+    let rest = _mm512_set1_ps(divisor.rest * unit);
     let narrow = Narrow {
-        smallest: _mm512_set1_epi32(121 << 23),
+        smallest: _mm512_set1_epi32((121 - 13) << 23),
         shift: _mm512_set1_ps(f32::from_bits(147 << 23)),
-        weights: _mm512_set1_epi32(1 << 16 | 16),
+        weights: _mm512_set1_epi32(16 << 16 | 256),
     };
-    let encode = |x: &[T; STEP]| {
-        low_bytes(load(x).map(|x| {
-            let size = size(x);
+    let encode = |x: &[T; WIDE]| {
+        let (sizes, signs) = split(x);
+        let sums = sizes.map(|size| {
             let quotient = _mm512_fmadd_ps(size, inverse, _mm512_mul_ps(size, rest));
-            // The exponent of the least normal number in the sum, in units of a 16th code.
-            let constant = _mm512_set1_epi32((121 + 20) << 7);
-            let code = _mm512_sub_epi32(weigh(quotient, &narrow), constant);
-            let code = _mm512_srli_epi32::<4>(code);
-            let sign = _mm512_and_si512(_mm512_srli_epi32::<24>(x), _mm512_set1_epi32(0x80));
-            _mm512_or_si512(code, sign)
-        }))
+            weigh(quotient, &narrow)
+        });
+        let codes = gather(
+            sums,
+            if T::FORMAT == Format::Bf16 {
+                &CODES_IN_TURN
+            } else {
+                &CODES
+            },
+        );
+        // The sign where the mask has a bit: A & B | C.
+        _mm512_ternarylogic_epi32::<0xea>(signs, _mm512_set1_epi8(-128), codes)
     };
-    let (steps, tail) = x.as_chunks::<STEP>();
-    let (outs, out_tail) = codes.as_chunks_mut::<STEP>();
+    let (steps, tail) = x.as_chunks::<WIDE>();
+    let (outs, out_tail) = codes.as_chunks_mut::<WIDE>();
     for (step, out) in steps.iter().zip(outs) {
-        // SAFETY: the array has 32 bytes, aligned if `streams`.
-        unsafe { put_half(out.as_mut_ptr().cast(), encode(step), streams) };
+        // SAFETY: the array has 64 bytes, aligned if `streams`.
+        unsafe { put(out.as_mut_ptr().cast(), encode(step), streams) };
     }
     if !tail.is_empty() {
-        let mut whole = [0_u8; STEP];
+        let mut whole = [0_u8; WIDE];
         // SAFETY: as above.
-        unsafe { _mm256_storeu_si256(whole.as_mut_ptr().cast(), encode(&padded(tail))) };
+        unsafe { _mm512_storeu_si512(whole.as_mut_ptr().cast(), encode(&padded(tail))) };
         out_tail.copy_from_slice(&whole[..tail.len()]);
     }
 }
 
 /// Sixteen numbers, none of them NaN, as bfloat16.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
 fn to_bf16(values: __m512) -> __m256i {
     let bits = _mm512_castps_si512(values);
     let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
@@ -295,7 +389,7 @@ fn to_bf16(values: __m512) -> __m256i {
 
 /// Writes 32 numbers, none of them NaN, to memory that is aligned if `streams`.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
 fn store<T: Element>(values: [__m512; 2], out: &mut [T; STEP], streams: bool) {
     let data = out.as_mut_ptr();
     for (at, value) in values.into_iter().enumerate() {
@@ -316,7 +410,7 @@ fn store<T: Element>(values: [__m512; 2], out: &mut [T; STEP], streams: bool) {
 }
 
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
 fn decode_fp8<T: Element>(codes: &[u8], scale: f32, out: &mut [T], streams: bool) {
     let streams = streams && aligned(out);
     // Past these scales, 2^8 of them are no number, or products may be NaN.
@@ -354,7 +448,7 @@ fn decode_fp8<T: Element>(codes: &[u8], scale: f32, out: &mut [T], streams: bool
 }
 
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
 fn encode_mxfp4<T: Element>(x: &[T], codes: &mut [u8], scales: &mut [u8]) {
     let narrow = Narrow {
         smallest: _mm512_set1_epi32(127 << 23),
@@ -367,7 +461,7 @@ fn encode_mxfp4<T: Element>(x: &[T], codes: &mut [u8], scales: &mut [u8]) {
         .iter()
         .zip(codes.as_chunks_mut::<HALF>().0);
     for ((x, codes), scale) in blocks.zip(scales) {
-        let amax = largest(x, 0);
+        let amax = largest(std::iter::once(&x[..]), 0);
         if amax >= INFINITY {
             scalar::encode_mxfp4_slowly(x, codes, scale);
             continue;
@@ -391,7 +485,7 @@ fn encode_mxfp4<T: Element>(x: &[T], codes: &mut [u8], scales: &mut [u8]) {
 }
 
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
 fn decode_mxfp4<T: Element>(codes: &[u8], scales: &[u8], out: &mut [T], streams: bool) {
     let streams = streams && aligned(out);
     let numbers = _mm512_setr_ps(

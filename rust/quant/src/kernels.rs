@@ -9,22 +9,25 @@ pub(crate) const STEP: usize = 32;
 pub(crate) const AHEAD: usize = 1 << 13;
 /// Results of this many bytes go past the caches: they would push everything else out, and not be there when needed.
 pub(crate) const STREAMED: usize = 1 << 23;
+/// Blocks side by side that are quantized together, at most.
+pub(crate) const GROUP: usize = 8;
 /// The bits of infinity; a NaN's are above.
 pub(crate) const INFINITY: u32 = 0x7f80_0000;
 
 /// The bits of 2^64. Quotients of elements from here on are divided: what makes up for a division would underflow.
 pub(crate) const LARGE: u32 = (127 + 64) << 23;
 
-/// Up to 32 elements, filled up with zeros.
+/// At most so many elements, filled up with zeros.
 #[inline(always)]
-pub(crate) fn padded<T: Copy + Default>(x: &[T]) -> [T; STEP] {
-    let mut whole = [T::default(); STEP];
+pub(crate) fn padded<T: Copy + Default, const SIZE: usize>(x: &[T]) -> [T; SIZE] {
+    let mut whole = [T::default(); SIZE];
     whole[..x.len()].copy_from_slice(x);
     whole
 }
 
 /// A scale made ready to divide by: its rounded inverse, and what that lacks.
 #[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
 pub(crate) struct Divisor {
     pub(crate) inverse: f32,
     pub(crate) rest: f32,
@@ -40,16 +43,16 @@ pub(crate) trait Kernels: Copy {
     /// Ends writing past the caches; the last call on results.
     fn finish(self);
 
-    /// The bits, as float32, of the largest size of the elements, at least those of `start`. A NaN counts as larger
-    /// than infinity.
-    fn largest<T: Element>(self, x: &[T], start: u32) -> u32;
+    /// The bits, as float32, of the largest size of the elements in all parts, at least those of `start`. A NaN counts
+    /// as larger than infinity.
+    fn largest<'a, T: Element + 'a>(self, parts: impl Iterator<Item = &'a [T]>, start: u32) -> u32;
 
     /// What a tier divides by.
     type Divisor: Copy + Default;
 
-    /// Makes a scale of at least 2^-24 ready to divide by. Its division takes as long as many elements, so it is done
-    /// before the elements wait for it.
-    fn divisor(self, scale: f32) -> Self::Divisor;
+    /// Makes scales of at least 2^-24 ready to divide by. A division takes as long as many elements, so it is done before
+    /// the elements wait for it.
+    fn divisors(self, scales: &[f32; GROUP]) -> [Self::Divisor; GROUP];
 
     /// Writes `e4m3(x / scale)` for elements of at most about `448 * scale` in size, less than [`LARGE`].
     fn encode_fp8<T: Element>(self, x: &[T], scale: Self::Divisor, codes: &mut [u8]);
@@ -83,13 +86,13 @@ impl Kernels for Scalar {
     fn finish(self) {}
 
     #[inline(always)]
-    fn largest<T: Element>(self, x: &[T], start: u32) -> u32 {
-        scalar::largest(x, start)
+    fn largest<'a, T: Element + 'a>(self, parts: impl Iterator<Item = &'a [T]>, start: u32) -> u32 {
+        parts.fold(start, |start, x| scalar::largest(x, start))
     }
 
     #[inline(always)]
-    fn divisor(self, scale: f32) -> f32 {
-        scale
+    fn divisors(self, scales: &[f32; GROUP]) -> [f32; GROUP] {
+        *scales
     }
 
     #[inline(always)]

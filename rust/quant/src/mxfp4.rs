@@ -27,7 +27,7 @@ pub(crate) fn check_no_nan<T: Element, K: Kernels>(kernels: K, x: Rows<'_, T>) -
     for row in x.iter() {
         for row in row.chunks(PART) {
             kernels.prefetch(row, AHEAD);
-            largest = kernels.largest(row, largest);
+            largest = kernels.largest(std::iter::once(row), largest);
         }
     }
     if largest <= INFINITY {

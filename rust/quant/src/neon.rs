@@ -10,7 +10,7 @@
 use std::arch::aarch64::*;
 
 use crate::float::{Element, Format, e8m0_to_f32};
-use crate::kernels::{Divisor, INFINITY, Kernels, STEP, padded};
+use crate::kernels::{Divisor, GROUP, INFINITY, Kernels, STEP, padded};
 use crate::scalar;
 
 const HALF: usize = STEP / 2;
@@ -43,15 +43,15 @@ impl Kernels for Neon {
     fn finish(self) {}
 
     #[inline(always)]
-    fn largest<T: Element>(self, x: &[T], start: u32) -> u32 {
+    fn largest<'a, T: Element + 'a>(self, parts: impl Iterator<Item = &'a [T]>, start: u32) -> u32 {
         // SAFETY: the processor has the instructions, which `self` proves.
-        unsafe { largest(x, start) }
+        unsafe { parts.fold(start, |start, x| largest(x, start)) }
     }
 
     #[inline(always)]
-    fn divisor(self, scale: f32) -> Divisor {
+    fn divisors(self, scales: &[f32; GROUP]) -> [Divisor; GROUP] {
         // SAFETY: the processor has the instructions, which `self` proves.
-        unsafe { divisor(scale) }
+        scales.map(|scale| unsafe { divisor(scale) })
     }
 
     #[inline(always)]

@@ -62,6 +62,11 @@ impl<'a, T: Copy> Rows<'a, T> {
         [self.matrices, self.rows, self.columns]
     }
 
+    /// Elements from one row to the next.
+    pub(crate) fn row_step(&self) -> usize {
+        self.row_step
+    }
+
     /// The number of elements.
     pub(crate) fn len(&self) -> usize {
         self.matrices * self.rows * self.columns

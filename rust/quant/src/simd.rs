@@ -12,6 +12,7 @@ use crate::kernels::Scalar;
 use crate::mxfp4;
 #[cfg(target_arch = "aarch64")]
 use crate::neon::Neon;
+use crate::quantize;
 use crate::rows::Rows;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +41,7 @@ macro_rules! tiered {
                 $body(kernels, $($argument),*)
             }
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
             fn avx512<$($generic: $bound),*>(kernels: Avx512, $($argument: $type),*) $(-> $result)? {
                 $body(kernels, $($argument),*)
             }
@@ -112,7 +113,7 @@ impl Tier {
 
     tiered! {
         fn quantize_fp8<T: Element>(x: Rows<'_, T>, blocks: Blocks, format: ScaleFormat, codes: &mut [u8], scales: &mut [f32])
-            = fp8::quantize
+            = quantize::quantize
     }
     tiered! {
         fn dequantize_fp8<T: Element>(codes: Rows<'_, u8>, scales: Scales<'_>, blocks: Blocks, out: &mut [T]) = fp8::dequantize
