@@ -39,12 +39,11 @@ pub(crate) enum Form {
 impl Form {
     /// The form for activations of a type and weights of a packing.
     pub(crate) fn of<T: Element>(tier: Tier, packing: Packing) -> Self {
-        #[cfg(target_arch = "x86_64")]
-        if tier.0 == Kind::Avx512Bf16 && T::FORMAT == Format::Bf16 && packing != Packing::F32 {
-            return Self::Pairs;
+        if tier.has_pairs() && T::FORMAT == Format::Bf16 && packing != Packing::F32 {
+            Self::Pairs
+        } else {
+            Self::Lanes
         }
-        let _ = (tier, packing, Format::Bf16);
-        Self::Lanes
     }
 }
 

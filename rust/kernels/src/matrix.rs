@@ -94,20 +94,24 @@ impl<'a> Matrix<'a> {
     }
 }
 
+/// Where the rows of one packing lie.
+pub(crate) trait Stored: Copy + Sync {
+    /// Where a row begins.
+    fn start(&self, row: usize) -> *const u8;
+    /// Bytes of a row.
+    fn row_bytes(&self) -> usize;
+}
+
 /// How a tier reads the rows of one packing.
 ///
 /// # Safety
 /// Methods need the tier's instructions; rows and groups must lie in the matrix.
-pub(crate) trait Rows<L: Lanes>: Copy + Sync {
+pub(crate) trait Rows<L: Lanes>: Stored {
     /// Bytes of a group.
     const GROUP_BYTES: usize;
     /// Whether codes have to be watched for NaN, which the unpacking does not keep.
     const WATCHED: bool = false;
 
-    /// Where a row begins.
-    fn start(&self, row: usize) -> *const u8;
-    /// Bytes of a row.
-    fn row_bytes(&self) -> usize;
     /// Unpacks the group that lies at `at`: group number `group` of row `row`.
     unsafe fn unpack(&self, at: *const u8, row: usize, group: usize) -> [L; REGISTERS];
 }
@@ -119,10 +123,7 @@ pub(crate) struct Fp8Rows<'a> {
     pub(crate) columns: usize,
 }
 
-impl<L: Lanes> Rows<L> for Fp8Rows<'_> {
-    const GROUP_BYTES: usize = L::GROUP;
-    const WATCHED: bool = true;
-
+impl Stored for Fp8Rows<'_> {
     #[inline(always)]
     fn start(&self, row: usize) -> *const u8 {
         self.codes.as_ptr().wrapping_add(row * self.columns)
@@ -132,6 +133,11 @@ impl<L: Lanes> Rows<L> for Fp8Rows<'_> {
     fn row_bytes(&self) -> usize {
         self.columns
     }
+}
+
+impl<L: Lanes> Rows<L> for Fp8Rows<'_> {
+    const GROUP_BYTES: usize = L::GROUP;
+    const WATCHED: bool = true;
 
     #[inline(always)]
     unsafe fn unpack(&self, at: *const u8, _row: usize, _group: usize) -> [L; REGISTERS] {
@@ -161,9 +167,7 @@ static E8M0: [f32; 256] = {
     values
 };
 
-impl<L: Lanes> Rows<L> for Mxfp4Rows<'_> {
-    const GROUP_BYTES: usize = L::GROUP / 2;
-
+impl Stored for Mxfp4Rows<'_> {
     #[inline(always)]
     fn start(&self, row: usize) -> *const u8 {
         self.codes.as_ptr().wrapping_add(row * self.columns / 2)
@@ -173,6 +177,10 @@ impl<L: Lanes> Rows<L> for Mxfp4Rows<'_> {
     fn row_bytes(&self) -> usize {
         self.columns / 2
     }
+}
+
+impl<L: Lanes> Rows<L> for Mxfp4Rows<'_> {
+    const GROUP_BYTES: usize = L::GROUP / 2;
 
     #[inline(always)]
     unsafe fn unpack(&self, at: *const u8, row: usize, group: usize) -> [L; REGISTERS] {
@@ -197,9 +205,7 @@ pub(crate) struct Bf16Rows<'a> {
     pub(crate) columns: usize,
 }
 
-impl<L: Lanes> Rows<L> for Bf16Rows<'_> {
-    const GROUP_BYTES: usize = L::GROUP * 2;
-
+impl Stored for Bf16Rows<'_> {
     #[inline(always)]
     fn start(&self, row: usize) -> *const u8 {
         self.values.as_ptr().wrapping_add(row * self.columns).cast()
@@ -209,6 +215,10 @@ impl<L: Lanes> Rows<L> for Bf16Rows<'_> {
     fn row_bytes(&self) -> usize {
         self.columns * 2
     }
+}
+
+impl<L: Lanes> Rows<L> for Bf16Rows<'_> {
+    const GROUP_BYTES: usize = L::GROUP * 2;
 
     #[inline(always)]
     unsafe fn unpack(&self, at: *const u8, _row: usize, _group: usize) -> [L; REGISTERS] {
@@ -224,9 +234,7 @@ pub(crate) struct F32Rows<'a> {
     pub(crate) columns: usize,
 }
 
-impl<L: Lanes> Rows<L> for F32Rows<'_> {
-    const GROUP_BYTES: usize = L::GROUP * 4;
-
+impl Stored for F32Rows<'_> {
     #[inline(always)]
     fn start(&self, row: usize) -> *const u8 {
         self.values.as_ptr().wrapping_add(row * self.columns).cast()
@@ -236,6 +244,10 @@ impl<L: Lanes> Rows<L> for F32Rows<'_> {
     fn row_bytes(&self) -> usize {
         self.columns * 4
     }
+}
+
+impl<L: Lanes> Rows<L> for F32Rows<'_> {
+    const GROUP_BYTES: usize = L::GROUP * 4;
 
     #[inline(always)]
     unsafe fn unpack(&self, at: *const u8, _row: usize, _group: usize) -> [L; REGISTERS] {

@@ -14,7 +14,7 @@ use std::arch::x86_64::*;
 
 use crate::activation::{PAIR_GROUP, normalize};
 use crate::lanes::Packing;
-use crate::matrix::{Bf16Rows, MXFP4_BLOCK, Mxfp4Rows};
+use crate::matrix::{Bf16Rows, Fp8Rows, MXFP4_BLOCK, Mxfp4Rows, Stored};
 
 /// Columns of a group: a block of FP8 codes.
 pub(crate) const GROUP: usize = PAIR_GROUP;
@@ -69,16 +69,12 @@ pub(crate) struct Group {
 ///
 /// # Safety
 /// Methods need the tier's instructions; rows and groups must lie in the matrix.
-pub(crate) trait PairRows: Copy + Sync {
+pub(crate) trait PairRows: Stored {
     /// Bytes of a group.
     const GROUP_BYTES: usize;
     /// Whether sums have to be multiplied by factors.
     const SCALED: bool = false;
 
-    /// Where a row begins.
-    fn start(&self, row: usize) -> *const u8;
-    /// Bytes of a row.
-    fn row_bytes(&self) -> usize;
     /// Reads the group that lies at `at`: group number `group` of row `row`.
     unsafe fn read(&self, at: *const u8, row: usize, group: usize) -> Group;
 }
@@ -86,11 +82,9 @@ pub(crate) trait PairRows: Copy + Sync {
 /// FP8 codes, and the tables of a row of blocks.
 #[derive(Clone, Copy)]
 pub(crate) struct ScaledFp8Rows<'a> {
-    pub(crate) codes: &'a [u8],
-    pub(crate) columns: usize,
+    codes: Fp8Rows<'a>,
     /// [`TABLE`] bytes for each block.
     tables: *const u8,
-    blocks: usize,
 }
 
 // SAFETY: the tables are only read.
@@ -102,13 +96,8 @@ impl<'a> ScaledFp8Rows<'a> {
     /// # Safety
     /// The tier's instructions are there.
     #[inline(always)]
-    pub(crate) unsafe fn new(
-        codes: &'a [u8],
-        columns: usize,
-        scales: &[f32],
-        tables: &'a mut [f32],
-    ) -> Self {
-        assert!(scales.len() * TABLE / 4 <= tables.len() && columns <= scales.len() * GROUP);
+    pub(crate) unsafe fn new(codes: Fp8Rows<'a>, scales: &[f32], tables: &'a mut [f32]) -> Self {
+        assert!(scales.len() * TABLE / 4 <= tables.len() && codes.columns <= scales.len() * GROUP);
         let tables: *mut u8 = tables.as_mut_ptr().cast();
         for (block, &scale) in scales.iter().enumerate() {
             for part in 0..4 {
@@ -127,12 +116,19 @@ impl<'a> ScaledFp8Rows<'a> {
                 }
             }
         }
-        Self {
-            codes,
-            columns,
-            tables,
-            blocks: scales.len(),
-        }
+        Self { codes, tables }
+    }
+}
+
+impl Stored for ScaledFp8Rows<'_> {
+    #[inline(always)]
+    fn start(&self, row: usize) -> *const u8 {
+        self.codes.start(row)
+    }
+
+    #[inline(always)]
+    fn row_bytes(&self) -> usize {
+        self.codes.row_bytes()
     }
 }
 
@@ -140,18 +136,8 @@ impl PairRows for ScaledFp8Rows<'_> {
     const GROUP_BYTES: usize = GROUP;
 
     #[inline(always)]
-    fn start(&self, row: usize) -> *const u8 {
-        self.codes.as_ptr().wrapping_add(row * self.columns)
-    }
-
-    #[inline(always)]
-    fn row_bytes(&self) -> usize {
-        self.columns
-    }
-
-    #[inline(always)]
     unsafe fn read(&self, at: *const u8, _row: usize, group: usize) -> Group {
-        debug_assert!(group < self.blocks);
+        debug_assert!(group * GROUP < self.codes.columns);
         // SAFETY: the caller gives 128 codes, of a block that has a table, and has the tier's instructions.
         unsafe {
             let table = self.tables.add(group * TABLE);
@@ -192,16 +178,6 @@ unsafe fn fp8(codes: __m512i, tables: [__m512i; 4]) -> [__m512i; 2] {
 impl PairRows for Mxfp4Rows<'_> {
     const GROUP_BYTES: usize = GROUP / 2;
     const SCALED: bool = true;
-
-    #[inline(always)]
-    fn start(&self, row: usize) -> *const u8 {
-        self.codes.as_ptr().wrapping_add(row * self.columns / 2)
-    }
-
-    #[inline(always)]
-    fn row_bytes(&self) -> usize {
-        self.columns / 2
-    }
 
     #[inline(always)]
     unsafe fn read(&self, at: *const u8, row: usize, group: usize) -> Group {
@@ -246,16 +222,6 @@ impl PairRows for Mxfp4Rows<'_> {
 
 impl PairRows for Bf16Rows<'_> {
     const GROUP_BYTES: usize = GROUP * 2;
-
-    #[inline(always)]
-    fn start(&self, row: usize) -> *const u8 {
-        self.values.as_ptr().wrapping_add(row * self.columns).cast()
-    }
-
-    #[inline(always)]
-    fn row_bytes(&self) -> usize {
-        self.columns * 2
-    }
 
     #[inline(always)]
     unsafe fn read(&self, at: *const u8, _row: usize, _group: usize) -> Group {

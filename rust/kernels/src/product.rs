@@ -133,13 +133,7 @@ impl Product<'_> {
             let across = self.matrix.columns.div_ceil(FP8_BLOCK);
             BlockScales::new(Form::Lanes, scales, self.rows.start / FP8_BLOCK, across)
         });
-        let most = if self.len() <= MOST_DIRECT_TOKENS {
-            MOST_DIRECT_TOKENS
-        } else {
-            // Parts of about the same size, whole tiles.
-            let parts = self.len().div_ceil(SCRATCH_TOKENS);
-            self.len().div_ceil(parts).next_multiple_of(3)
-        };
+        let most = self.together(SCRATCH_TOKENS, scratch::TILE_TOKENS);
         for first in (0..self.len()).step_by(most) {
             let tokens = first..self.len().min(first + most);
             let out = &mut out[first * self.rows.len()..tokens.end * self.rows.len()];
@@ -152,6 +146,16 @@ impl Product<'_> {
                 }
             }
         }
+    }
+
+    /// How many tokens are multiplied together: few as they are, many in parts of about the same size, whole tiles of at
+    /// most `scratch` tokens.
+    fn together(&self, scratch: usize, tile: usize) -> usize {
+        if self.len() <= MOST_DIRECT_TOKENS {
+            return MOST_DIRECT_TOKENS;
+        }
+        let parts = self.len().div_ceil(scratch);
+        self.len().div_ceil(parts).next_multiple_of(tile)
     }
 
     /// Number of tokens.

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::matrix::Stored;
 use crate::memory::Buffer;
 
 use super::{AHEAD_BYTES, BlockScales, LINE, Lanes, Product, REGISTERS, Rows, prefetch};
@@ -122,7 +123,7 @@ impl Product<'_> {
             if whole * L::GROUP < self.matrix.columns {
                 let x = x.map(|x| x.wrapping_add(whole * L::GROUP));
                 for row in 0..N {
-                    let rest = Rest::read::<L, R>(&rows, first + row, whole);
+                    let rest = Rest::read(&rows, first + row, whole * R::GROUP_BYTES);
                     if R::WATCHED {
                         seen[row] = L::fp8_largest(seen[row], rest.start());
                     }
@@ -164,27 +165,13 @@ unsafe fn multiply_add<L: Lanes, const T: usize>(
 pub(super) struct Rest([u8; 256]);
 
 impl Rest {
-    /// Copies what is left of a row behind its whole groups.
-    pub(super) fn read<L: Lanes, R: Rows<L>>(rows: &R, row: usize, whole: usize) -> Self {
-        let offset = whole * R::GROUP_BYTES;
-        // SAFETY: that is what the row has left.
-        unsafe {
-            Self::copy(
-                rows.start(row).wrapping_add(offset),
-                rows.row_bytes() - offset,
-            )
-        }
-    }
-
-    /// Copies the last `count` bytes of a row, fewer than a group has.
-    ///
-    /// # Safety
-    /// They can be read.
-    #[inline(always)]
-    pub(super) unsafe fn copy(from: *const u8, count: usize) -> Self {
+    /// Copies what is left of a row from byte `offset` on, less than a group.
+    pub(super) fn read(rows: &impl Stored, row: usize, offset: usize) -> Self {
+        let count = rows.row_bytes() - offset;
         let mut bytes = [0; 256];
         assert!(count <= bytes.len());
-        // SAFETY: the caller gives so many bytes, and the array holds them.
+        let from = rows.start(row).wrapping_add(offset);
+        // SAFETY: the row has `row_bytes` bytes, and the array holds the rest.
         unsafe { std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), count) };
         Self(bytes)
     }

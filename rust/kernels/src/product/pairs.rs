@@ -23,7 +23,7 @@ use super::{AHEAD_BYTES, LINE, MOST_DIRECT_TOKENS, Product, TILE_ROWS, prefetch}
 use crate::activation::{BlockScales, Form, wide_power};
 use crate::avx512::Avx512;
 use crate::lanes::Lanes;
-use crate::matrix::{Bf16Rows, FP8_BLOCK, Mxfp4Rows, Weights};
+use crate::matrix::{Bf16Rows, FP8_BLOCK, Fp8Rows, Mxfp4Rows, Weights};
 use crate::memory::Buffer;
 use crate::pairs::{
     GROUP, Group, LANES, PairRows, REGISTERS, ScaledFp8Rows, TABLE, WIDTH, dot, sums,
@@ -62,7 +62,8 @@ impl Product<'_> {
                     let scales = BlockScales::new(Form::Pairs, scales, row, across);
                     let mut buffer = Buffer::take();
                     let tables = buffer.some(across * TABLE / 4);
-                    let rows = ScaledFp8Rows::new(codes, columns, scales.factors(), tables);
+                    let rows =
+                        ScaledFp8Rows::new(Fp8Rows { codes, columns }, scales.factors(), tables);
                     self.with_pairs(rows, Some(&scales), out);
                 }
                 Weights::Mxfp4 { codes, scales } => {
@@ -87,13 +88,7 @@ impl Product<'_> {
         scales: Option<&BlockScales>,
         out: &mut [f32],
     ) {
-        let most = if self.len() <= MOST_DIRECT_TOKENS {
-            MOST_DIRECT_TOKENS
-        } else {
-            // Parts of about the same size, whole tiles.
-            let parts = self.len().div_ceil(SCRATCH_TOKENS);
-            self.len().div_ceil(parts).next_multiple_of(TILE_TOKENS)
-        };
+        let most = self.together(SCRATCH_TOKENS, TILE_TOKENS);
         let mut undo = [0.0; SCRATCH_TOKENS];
         for first in (0..self.len()).step_by(most) {
             let tokens = first..self.len().min(first + most);
@@ -203,7 +198,7 @@ impl Product<'_> {
             if whole * GROUP < self.matrix.columns {
                 let x = x.map(|x| x.wrapping_add(whole * GROUP));
                 for (row, lanes) in lanes.iter_mut().enumerate() {
-                    let rest = rest(rows, first + row, whole);
+                    let rest = Rest::read(&rows, first + row, whole * R::GROUP_BYTES);
                     let weights = rows.read(rest.start(), first + row, whole);
                     add_products::<R, T>(&weights, x, lanes);
                 }
@@ -285,7 +280,7 @@ impl Product<'_> {
                     let at = if group < whole {
                         begin.add(group * R::GROUP_BYTES)
                     } else {
-                        rest = self::rest(rows, row, whole);
+                        rest = Rest::read(&rows, row, whole * R::GROUP_BYTES);
                         rest.start()
                     };
                     for line in (0..R::GROUP_BYTES).step_by(LINE) {
@@ -302,19 +297,6 @@ impl Product<'_> {
                 }
             }
         }
-    }
-}
-
-/// What is left of a row behind its whole groups.
-#[inline(always)]
-fn rest<R: PairRows>(rows: R, row: usize, whole: usize) -> Rest {
-    let offset = whole * R::GROUP_BYTES;
-    // SAFETY: that is what the row has left.
-    unsafe {
-        Rest::copy(
-            rows.start(row).wrapping_add(offset),
-            rows.row_bytes() - offset,
-        )
     }
 }
 

@@ -15,7 +15,7 @@ use super::{
 };
 
 /// Tokens multiplied together.
-const TILE_TOKENS: usize = 3;
+pub(super) const TILE_TOKENS: usize = 3;
 
 impl Product<'_> {
     #[inline(always)]
@@ -109,7 +109,7 @@ impl Product<'_> {
                     let at = if group < whole {
                         begin.add(group * R::GROUP_BYTES)
                     } else {
-                        rest = Rest::read::<L, R>(&rows, row, whole);
+                        rest = Rest::read(&rows, row, whole * R::GROUP_BYTES);
                         rest.start()
                     };
                     if R::WATCHED {
