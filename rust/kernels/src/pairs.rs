@@ -100,19 +100,17 @@ impl<'a> ScaledFp8Rows<'a> {
         assert!(scales.len() * TABLE / 4 <= tables.len() && codes.columns <= scales.len() * GROUP);
         let tables: *mut u8 = tables.as_mut_ptr().cast();
         for (block, &scale) in scales.iter().enumerate() {
-            for part in 0..4 {
-                // SAFETY: the caller has the tier's instructions; 32 values, and room for their bytes.
+            for start in (0..FP8.len()).step_by(LANES) {
+                // SAFETY: the caller has the tier's instructions; sixteen values, and room for their bytes; the types are
+                // the same bits.
                 unsafe {
-                    let scale = _mm512_set1_ps(scale);
-                    let values = FP8.as_ptr().add(32 * part);
-                    let first = _mm512_mul_ps(_mm512_loadu_ps(values), scale);
-                    let second = _mm512_mul_ps(_mm512_loadu_ps(values.add(16)), scale);
-                    let numbers = _mm512_cvtne2ps_pbh(second, first);
-                    let numbers = std::mem::transmute::<__m512bh, __m512i>(numbers);
-                    let to = tables.add(block * TABLE + 32 * part);
-                    _mm256_storeu_si256(to.cast(), _mm512_cvtepi16_epi8(numbers));
-                    let upper = _mm512_cvtepi16_epi8(_mm512_srli_epi16::<8>(numbers));
-                    _mm256_storeu_si256(to.add(TABLE / 2).cast(), upper);
+                    let values = _mm512_loadu_ps(FP8.as_ptr().add(start));
+                    let numbers = _mm512_cvtneps_pbh(_mm512_mul_ps(values, _mm512_set1_ps(scale)));
+                    let numbers = std::mem::transmute::<__m256bh, __m256i>(numbers);
+                    let to = tables.add(block * TABLE + start);
+                    _mm_storeu_si128(to.cast(), _mm256_cvtepi16_epi8(numbers));
+                    let upper = _mm256_cvtepi16_epi8(_mm256_srli_epi16::<8>(numbers));
+                    _mm_storeu_si128(to.add(TABLE / 2).cast(), upper);
                 }
             }
         }
@@ -241,16 +239,26 @@ impl PairRows for Bf16Rows<'_> {
 }
 
 /// `sums + a * b`, pair by pair: the lanes' chains.
-#[inline(always)]
-pub(crate) unsafe fn dot(sums: __m512, a: __m512i, b: __m512i) -> __m512 {
-    // SAFETY: the caller has the tier's instructions; the types are the same bits.
+///
+/// The instruction itself, with registers alone: Bochs reads the operand wrongly where it lies in memory. (It has
+/// `vcvtne2ps2bf16` wrong too, which `vcvtneps2bf16` stands for here.)
+///
+/// # Safety
+/// The tier's instructions are there.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(crate) unsafe fn dot(mut sums: __m512, a: __m512i, b: __m512i) -> __m512 {
+    // SAFETY: it reads and writes these registers and nothing else.
     unsafe {
-        _mm512_dpbf16_ps(
-            sums,
-            std::mem::transmute::<__m512i, __m512bh>(a),
-            std::mem::transmute::<__m512i, __m512bh>(b),
-        )
+        std::arch::asm!(
+            "vdpbf16ps {sums}, {a}, {b}",
+            sums = inout(zmm_reg) sums,
+            a = in(zmm_reg) a,
+            b = in(zmm_reg) b,
+            options(pure, nomem, nostack, preserves_flags)
+        );
     }
+    sums
 }
 
 /// The sums of the lanes of sixteen registers, halves added until one is left, as [`Lanes::sum`](crate::lanes::Lanes::sum)

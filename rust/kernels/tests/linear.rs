@@ -208,9 +208,9 @@ impl Stored {
         for (token, products) in x.chunks(self.columns).zip(out.chunks(self.rows)) {
             for (row, &product) in products.iter().enumerate() {
                 let (exact, size) = self.exact(token, row);
-                // A chain over a quarter of the columns or less (of pairs over a sixteenth, and one for each block), four halvings, one rounding of the activation times
-                // its scale and one at the end, each half a unit of what has been summed so far; and one rounding of
-                // the exact weight's own value in this test.
+                // A chain over a quarter of the columns or less (of pairs over a sixteenth, and one for each block), four
+                // halvings, one rounding of the activation times its scale and one at the end, each half a unit of what
+                // has been summed so far; and one rounding of the exact weight's own value in this test.
                 let roundings = (self.columns / 4 + 8) as f64;
                 let mut bound = roundings * f64::from(f32::EPSILON) / 2.0 * size + 1e-44;
                 if way.pairs() && self.kind == Kind::Fp8 {

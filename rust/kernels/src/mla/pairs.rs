@@ -11,6 +11,8 @@
 )]
 use std::arch::x86_64::*;
 
+use crate::pairs::dot;
+
 /// Lanes of a register.
 pub(super) const LANES: usize = 16;
 /// Numbers of a register of pairs.
@@ -79,19 +81,6 @@ pub(super) struct To {
 unsafe fn load(from: *const u32) -> __m512i {
     // SAFETY: the caller gives sixteen pairs, and its tier has the instructions.
     unsafe { _mm512_loadu_si512(from.cast()) }
-}
-
-/// `sum` and, lane by lane, the products of the pairs of `a` and `b`.
-#[inline(always)]
-unsafe fn multiply_add(sum: __m512, a: __m512i, b: __m512i) -> __m512 {
-    // SAFETY: the caller's tier has the instructions; both types are 64 bytes of any bits.
-    unsafe {
-        let (a, b) = (
-            std::mem::transmute::<__m512i, __m512bh>(a),
-            std::mem::transmute::<__m512i, __m512bh>(b),
-        );
-        _mm512_dpbf16_ps(sum, a, b)
-    }
 }
 
 /// Adds to `lanes` lanes of each row of the result the first `pairs` rows of `right`, each times a pair of the result's
@@ -199,7 +188,7 @@ unsafe fn sums_tile<const M: usize, const N: usize>(
                 let factor = row.add(pair * step).cast::<i32>().read_unaligned();
                 let factor = _mm512_set1_epi32(factor);
                 for (sum, value) in sums.iter_mut().zip(values) {
-                    *sum = multiply_add(*sum, factor, value);
+                    *sum = dot(*sum, factor, value);
                 }
             }
         }
@@ -274,7 +263,7 @@ unsafe fn dot_tile(left: [*const u32; TILE], right: [*const u32; TILE], register
             for (sums, row) in sums.iter_mut().zip(right) {
                 let value = load(row.add(register * LANES));
                 for (sum, factor) in sums.iter_mut().zip(values) {
-                    *sum = multiply_add(*sum, factor, value);
+                    *sum = dot(*sum, factor, value);
                 }
             }
         }
