@@ -8,6 +8,7 @@ from typing import Any, Final, final
 __all__ = [
     "BlockTables",
     "DecodeStream",
+    "DecoderLayer",
     "EncodeStream",
     "Experts",
     "IdBuffer",
@@ -39,6 +40,7 @@ __all__ = [
     "route_table",
     "save_prefix",
     "set_num_threads",
+    "unchanged",
     "write_latents",
 ]
 
@@ -167,6 +169,7 @@ def write_latents(
 ) -> None: ...
 def rms_norm(x: object, weight: object, eps: float, out: object) -> None: ...
 def greedy(logits: object) -> list[int]: ...
+def unchanged(homes: list[Any], names: list[str], values: list[Any]) -> bool: ...
 
 @final
 class Experts:
@@ -184,6 +187,39 @@ class Experts:
         indices: object,
         out: object,
         num_threads: int | None = None,
+    ) -> None: ...
+
+@final
+class DecoderLayer:
+    def __new__(
+        cls,
+        *,
+        input_norm: tuple[object, float],
+        query_down: tuple[tuple[object, object], tuple[object, float]] | None,
+        query: tuple[object, object],
+        kv_down: tuple[object, object],
+        kv_norm: tuple[object, float],
+        kv_up: tuple[object, object],
+        output: tuple[object, object],
+        sizes: Sequence[int],
+        scale: float,
+        post_norm: tuple[object, float],
+        router: object,
+        experts: Experts,
+    ) -> DecoderLayer: ...
+    def forward(
+        self,
+        hidden: object,
+        cos: object,
+        sin: object,
+        cache: object,
+        slots: object,
+        spans: object,
+        block_tables: object,
+        out: object,
+        *,
+        page_size: int,
+        dtype: str,
     ) -> None: ...
 
 @final

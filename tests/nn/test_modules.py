@@ -164,7 +164,7 @@ def test_weights_that_change_are_seen(generator):
             change()
             rows = x.to(moe.experts[0].up.weight.dtype)
             fresh = copy.deepcopy(moe)
-            assert fresh._held is None
+            assert fresh._kept is None
             assert torch.equal(moe(rows), fresh(rows))
 
 

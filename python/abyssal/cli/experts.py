@@ -10,7 +10,7 @@ import torch
 
 if TYPE_CHECKING:
     from abyssal.models import DeepseekModel
-    from abyssal.models.deepseek import DecoderLayer
+    from abyssal.models.layer import DecoderLayer
     from abyssal.nn import Router
 
 #: Called as ``seen(layer, weights, indices)``: f32 and int32 ``[tokens, top_k]``, best first.

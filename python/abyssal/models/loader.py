@@ -22,7 +22,8 @@ from torch import nn
 from abyssal.errors import CheckpointError
 from abyssal.models.checkpoint import Checkpoint, Progress, open_checkpoint, some
 from abyssal.models.config import ModelConfig
-from abyssal.models.deepseek import DecoderLayer, DeepseekModel, PredictionLayer
+from abyssal.models.deepseek import DeepseekModel, PredictionLayer
+from abyssal.models.layer import DecoderLayer
 from abyssal.nn import MLA, MLP, Linear, MoE, RMSNorm
 
 #: Types of a weight that is not packed.

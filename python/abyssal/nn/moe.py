@@ -2,59 +2,37 @@
 
 from __future__ import annotations
 
-import operator
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from abyssal import ops
+from abyssal.nn.kept import Kept
 from abyssal.nn.linear import Linear
 from abyssal.nn.router import Router
 from abyssal.ops.native import is_direct
 from abyssal.reference.experts import Expert
 from abyssal.reference.formats import ACTIVATIONS
 
-_WEIGHT = operator.itemgetter("weight")
 
-
-class _Held:
-    """Weights handed over to the compiled code, for as long as their layers keep them.
-
-    Args:
-        routed: The experts to choose from.
-        shared: The expert of every token.
-        num_routes: As for ``ops.Experts``.
-        limit: As for ``ops.Experts``.
-    """
-
-    def __init__(
-        self, routed: list[MLP], shared: MLP | None, num_routes: int | None, limit: float | None
-    ) -> None:
-        mlps = routed if shared is None else [*routed, shared]
-        layers = [layer for mlp in mlps for layer in mlp.parts]
-        self._moves = Linear.moves
-        self._parameters = [layer._parameters for layer in layers]
-        self._weights = [layer.weight for layer in layers]
-        self.experts: ops.Experts | None = None
-        if all(layer.bias is None and layer.readable for layer in layers):
-            self.experts = ops.Experts(
-                [mlp.weights for mlp in routed],
-                None if shared is None else shared.weights,
-                num_routes=num_routes,
-                limit=limit,
-            )
-
-    @property
-    def valid(self) -> bool:
-        """Whether every layer still has the weight that it had."""
-        # Once a layer and step, for hundreds of weights: without a line of Python for each.
-        now = map(_WEIGHT, self._parameters)
-        return self._moves == Linear.moves and all(map(operator.is_, now, self._weights))
-
-    def __reduce__(self) -> tuple[type, tuple[()]]:
-        """Leave copies of the module to hand their own weights over."""
-        return type(None), ()
+def _hand_over(
+    module: nn.Module,
+    routed: list[MLP],
+    shared: MLP | None,
+    num_routes: int | None,
+    limit: float | None,
+) -> Kept[ops.Experts]:
+    """Hand the weights over, unless the compiled code cannot read them where they lie."""
+    mlps = routed if shared is None else [*routed, shared]
+    experts = None
+    if all(layer.bias is None and layer.readable for mlp in mlps for layer in mlp.parts):
+        experts = ops.Experts(
+            [mlp.weights for mlp in routed],
+            None if shared is None else shared.weights,
+            num_routes=num_routes,
+            limit=limit,
+        )
+    return Kept(experts, module)
 
 
 class FeedForward(nn.Module):
@@ -62,9 +40,9 @@ class FeedForward(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._held: _Held | None = None
+        self._kept: Kept[ops.Experts] | None = None
 
-    def _hold(self) -> _Held:
+    def _hand_over(self) -> Kept[ops.Experts]:
         raise NotImplementedError
 
     def _experts(self, x: torch.Tensor) -> ops.Experts | None:
@@ -73,9 +51,9 @@ class FeedForward(nn.Module):
             return None
         if torch.is_grad_enabled() and any(weight.requires_grad for weight in self.parameters()):
             return None
-        if self._held is None or not self._held.valid:
-            self._held = self._hold()
-        return self._held.experts
+        if self._kept is None or not self._kept.valid:
+            self._kept = self._hand_over()
+        return self._kept.compiled
 
     def path(self, x: torch.Tensor) -> str:
         """Name what computes ``x``: ``"compiled"`` (one call of this package) or ``"torch"``."""
@@ -116,8 +94,8 @@ class MLP(FeedForward):
         """Gate, up and down, each with the scales of a packed weight."""
         return [(layer.weight, layer.scales) for layer in self.parts]
 
-    def _hold(self) -> _Held:
-        return _Held([], self, None, self.limit)
+    def _hand_over(self) -> Kept[ops.Experts]:
+        return _hand_over(self, [], self, None, self.limit)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``x [tokens, hidden_size]`` to the same shape and type."""
@@ -172,9 +150,9 @@ class MoE(FeedForward):
             else None
         )
 
-    def _hold(self) -> _Held:
+    def _hand_over(self) -> Kept[ops.Experts]:
         routed = [mlp for mlp in self.experts if isinstance(mlp, MLP)]
-        return _Held(routed, self.shared, self.router.weight.shape[0], self.limit)
+        return _hand_over(self, routed, self.shared, self.router.weight.shape[0], self.limit)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``x [tokens, hidden_size]`` to the same shape and type."""

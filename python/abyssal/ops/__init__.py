@@ -6,6 +6,7 @@ Those that PyTorch cannot trace are registered as ``torch.ops.abyssal`` too, and
 
 from . import registration
 from .attention import mla_attention, write_latents
+from .decoder import DecoderLayer
 from .experts import Experts
 from .gate import gate_route
 from .norm import greedy, rms_norm
@@ -14,6 +15,7 @@ from .quant import dequantize_fp8, dequantize_mxfp4, quantize_fp8, quantize_mxfp
 from .routing import permute, route, route_table
 
 __all__ = [
+    "DecoderLayer",
     "Experts",
     "dequantize_fp8",
     "dequantize_mxfp4",

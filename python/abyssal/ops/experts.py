@@ -21,7 +21,7 @@ def _bytes(tensor: Tensor) -> Tensor:
     return tensor.view(torch.uint8) if tensor.dtype != torch.uint8 else tensor
 
 
-def _plain(weight: Weight) -> tuple[Tensor, Tensor | None]:
+def as_held(weight: Weight) -> tuple[Tensor, Tensor | None]:
     """Return a weight as the compiled code takes it: MXFP4 as bytes, everything else as it is."""
     values, scales = weight
     if scales is None or values.dtype == torch.float8_e4m3fn:
@@ -60,9 +60,9 @@ class Experts:
         num_routes: int | None = None,
         limit: float | None = None,
     ) -> None:
-        self._experts = _Experts(
-            [[_plain(weight) for weight in expert] for expert in routed],
-            None if shared is None else [_plain(weight) for weight in shared],
+        self.compiled = _Experts(
+            [[as_held(weight) for weight in expert] for expert in routed],
+            None if shared is None else [as_held(weight) for weight in shared],
             num_routes,
             limit,
         )
@@ -104,5 +104,5 @@ class Experts:
             weights, indices = plain(weights), plain(indices)
         x = plain(x)
         out = torch.empty_like(x)
-        self._experts.forward(x, weights, indices, out)
+        self.compiled.forward(x, weights, indices, out)
         return out

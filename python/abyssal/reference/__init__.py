@@ -4,6 +4,7 @@ Nothing here calls compiled code of this package.
 """
 
 from .attention import mla_attention, write_latents
+from .decoder import LayerWeights, decoder_layer
 from .experts import expert_output
 from .gate import gate_logits, gate_route
 from .norm import greedy, rms_norm
@@ -13,6 +14,8 @@ from .routing import permute, route, route_table
 from .scores import router_scores
 
 __all__ = [
+    "LayerWeights",
+    "decoder_layer",
     "dequantize_fp8",
     "dequantize_mxfp4",
     "expert_output",

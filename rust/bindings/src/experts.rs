@@ -4,80 +4,16 @@
     reason = "arguments are extracted by value"
 )]
 
-use abyssal_kernels::{
-    Choices, Expert, Layer, Matrix, Result as KernelResult, Tier, Weights, experts, pool,
-};
-use abyssal_quant::{Bf16, Scales};
+use abyssal_kernels::{Choices, Expert, Layer, Result as KernelResult, Tier, experts, pool};
+use abyssal_quant::Bf16;
 use pyo3::prelude::*;
 
 use crate::dtype::Dtype;
 use crate::error::BindError;
-use crate::linear::{ACTIVATIONS, weight_from};
+use crate::linear::ACTIVATIONS;
 use crate::routing::{execute, matrix};
-use crate::tensor::{Held, Tensor, reject_overlap};
-
-/// A weight of an expert, and its scales if it is packed.
-type Given<'py> = (Bound<'py, PyAny>, Option<Bound<'py, PyAny>>);
-
-/// A weight that is held.
-struct Weight {
-    rows: usize,
-    columns: usize,
-    values: Held,
-    scales: Option<Held>,
-}
-
-fn held(name: &str, tensor: &Bound<'_, PyAny>) -> Result<Held, BindError> {
-    match tensor.extract::<Tensor<'_>>()?.dtype() {
-        Dtype::F32 => Held::new::<f32>(name, tensor),
-        Dtype::BF16 => Held::new::<u16>(name, tensor),
-        _ => Held::new::<u8>(name, tensor),
-    }
-}
-
-impl Weight {
-    fn new(name: &str, (values, scales): &Given<'_>) -> Result<Self, BindError> {
-        let view: Tensor<'_> = values.extract()?;
-        let scale_view: Option<Tensor<'_>> =
-            scales.as_ref().map(PyAnyMethods::extract).transpose()?;
-        let (rows, columns) = {
-            let checked = weight_from(name, &view, scale_view.as_ref())?;
-            (checked.rows(), checked.columns())
-        };
-        Ok(Self {
-            rows,
-            columns,
-            values: held(name, values)?,
-            scales: scales.as_ref().map(|s| held("scales", s)).transpose()?,
-        })
-    }
-
-    fn matrix(&self) -> KernelResult<Matrix<'_>> {
-        let weights = match (&self.scales, self.values.dtype()) {
-            (None, Dtype::F32) => Weights::F32(self.values.as_slice()),
-            (None, _) => Weights::Bf16(Bf16::from_bits(self.values.as_slice())),
-            (Some(scales), Dtype::F8E4M3) => Weights::Fp8 {
-                codes: self.values.as_slice(),
-                scales: match scales.dtype() {
-                    Dtype::F32 => Scales::F32(scales.as_slice()),
-                    _ => Scales::E8m0(scales.as_slice()),
-                },
-            },
-            (Some(scales), _) => Weights::Mxfp4 {
-                codes: self.values.as_slice(),
-                scales: scales.as_slice(),
-            },
-        };
-        Matrix::new(self.rows, self.columns, weights)
-    }
-
-    fn overlaps(&self, output: &Tensor<'_>) -> bool {
-        let scales = self.scales.iter();
-        scales
-            .chain([&self.values])
-            .any(|held| held.overlaps(output))
-    }
-}
+use crate::tensor::{Tensor, reject_overlap};
+use crate::weight::{Given, Weight};
 
 /// Gate, up and down.
 struct Weights3([Weight; 3]);
@@ -108,6 +44,34 @@ pub(crate) struct Experts {
     hidden_size: usize,
     num_routes: usize,
     limit: Option<f32>,
+}
+
+impl Experts {
+    /// The layer, of which `expert` is [`Experts::expert`].
+    pub(crate) fn layer<'a>(
+        &'a self,
+        expert: &'a (dyn Fn(usize) -> KernelResult<Expert<'a>> + Sync),
+    ) -> KernelResult<Layer<'a>> {
+        Ok(Layer {
+            hidden_size: self.hidden_size,
+            num_experts: self.routed.len(),
+            num_routes: self.num_routes,
+            expert,
+            shared: self.shared.as_ref().map(Weights3::expert).transpose()?,
+            limit: self.limit,
+        })
+    }
+
+    /// An expert with weights.
+    pub(crate) fn expert(&self, number: usize) -> KernelResult<Expert<'_>> {
+        self.routed[number].expert()
+    }
+
+    /// Refuses an output that lies in a weight.
+    pub(crate) fn reject_overlap(&self, out: &Tensor<'_>) -> Result<(), BindError> {
+        let all = self.routed.iter().chain(&self.shared);
+        Weight::reject_overlap(all.flat_map(|expert| &expert.0), out)
+    }
 }
 
 #[pymethods]
@@ -189,23 +153,9 @@ impl Experts {
             },
         };
         reject_overlap(&[("out", &out)], &inputs)?;
-        let all = self.routed.iter().chain(&self.shared);
-        if all
-            .flat_map(|expert| &expert.0)
-            .any(|weight| weight.overlaps(&out))
-        {
-            return Err(BindError::value_error(
-                "out shares memory with a weight; outputs need memory of their own",
-            ));
-        }
-        let layer = Layer {
-            hidden_size: self.hidden_size,
-            num_experts: self.routed.len(),
-            num_routes: self.num_routes,
-            expert: &|number| self.routed[number].expert(),
-            shared: self.shared.as_ref().map(Weights3::expert).transpose()?,
-            limit: self.limit,
-        };
+        self.reject_overlap(&out)?;
+        let expert = |number| self.expert(number);
+        let layer = self.layer(&expert)?;
         let num_threads = num_threads.unwrap_or_else(pool::num_threads);
         macro_rules! call {
             ($x:expr, $out:expr) => {{

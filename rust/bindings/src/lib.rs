@@ -10,6 +10,7 @@ use pyo3::prelude::*;
 use crate::error::BindError;
 
 mod block_tables;
+mod decoder;
 mod dlpack;
 mod dtype;
 mod error;
@@ -27,6 +28,8 @@ mod saved;
 mod tensor;
 mod tokenizer;
 mod torch;
+mod unchanged;
+mod weight;
 
 /// Runs `work` without holding the interpreter, and turns a panic into an ordinary Python exception.
 ///
@@ -66,6 +69,8 @@ mod _core {
     #[pymodule_export]
     use crate::block_tables::BlockTables;
     #[pymodule_export]
+    use crate::decoder::DecoderLayer;
+    #[pymodule_export]
     use crate::error::OutOfPages;
     #[pymodule_export]
     use crate::experts::Experts;
@@ -93,6 +98,8 @@ mod _core {
     use crate::saved::{SavedPrefix, page_identities, save_prefix};
     #[pymodule_export]
     use crate::tokenizer::{DecodeStream, EncodeStream, Tokenizer};
+    #[pymodule_export]
+    use crate::unchanged::unchanged;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -26,7 +26,10 @@ impl From<Error> for BindError {
 const NUMBERS: [Dtype; 2] = [Dtype::F32, Dtype::BF16];
 
 /// The sizes of a tensor of `N` dimensions.
-fn sizes<const N: usize>(name: &str, tensor: &Tensor<'_>) -> Result<[usize; N], BindError> {
+pub(crate) fn sizes<const N: usize>(
+    name: &str,
+    tensor: &Tensor<'_>,
+) -> Result<[usize; N], BindError> {
     tensor.shape().try_into().map_err(|_| {
         BindError::value_error(format!(
             "{name}: expected {N} dimensions, got shape {:?}",
@@ -36,7 +39,7 @@ fn sizes<const N: usize>(name: &str, tensor: &Tensor<'_>) -> Result<[usize; N], 
 }
 
 /// Cosine and sine of the tokens of a step.
-fn rotary<'a>(
+pub(crate) fn rotary<'a>(
     cos: &'a Tensor<'_>,
     sin: &'a Tensor<'_>,
     tokens: usize,

@@ -8,6 +8,7 @@
 mod activation;
 mod avx2;
 mod avx512;
+pub mod decoder;
 mod error;
 mod experts;
 pub mod gate;

@@ -3,6 +3,8 @@
 use std::cell::Cell;
 use std::marker::PhantomData;
 
+use abyssal_quant::Element;
+
 /// Numbers of a line of the cache.
 const LINE: usize = 16;
 
@@ -56,6 +58,14 @@ impl Buffer {
     /// So many numbers, whatever they are.
     pub(crate) fn some(&mut self, size: usize) -> &mut [f32] {
         self.0.some(size)
+    }
+
+    /// So many numbers of a type, whatever they are.
+    pub(crate) fn numbers<T: Element>(&mut self, size: usize) -> &mut [T] {
+        let bytes = self.some((size * size_of::<T>()).div_ceil(size_of::<f32>()));
+        // SAFETY: the trait's types are bits of two or four bytes, of which all are numbers; a line's beginning is aligned
+        // for them, and there are enough.
+        unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), size) }
     }
 }
 

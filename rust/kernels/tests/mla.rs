@@ -5,7 +5,8 @@
 use abyssal_kernels::Tier;
 use abyssal_kernels::mla::{Latents, Rotary, Sizes, Written, write_latents};
 use abyssal_quant::{Bf16, Element};
-use mla_case::{Bits, Case, KINDS, Kind, bits_of, emulated, sizes, tiers, whole};
+use mla_case::bits::{Bits, bits_of, emulated, sizes, tiers};
+use mla_case::{Case, KINDS, Kind, whole};
 use proptest::prelude::*;
 
 #[allow(dead_code, reason = "each file of tests uses a part")]

@@ -5,7 +5,8 @@
 use abyssal_kernels::Tier;
 use abyssal_kernels::mla::{Error, Latents};
 use abyssal_quant::{Bf16, Element};
-use mla_case::{Case, Kind, bits_of, sizes, tiers, whole};
+use mla_case::bits::{bits_of, sizes, tiers};
+use mla_case::{Case, Kind, whole};
 
 #[allow(dead_code, reason = "each file of tests uses a part")]
 mod mla_case;

@@ -13,7 +13,8 @@ use abyssal_kernels::mla::{Sizes, write_latents};
 use abyssal_kernels::{Choices, Expert, Layer, Matrix, Tier, Weights, experts, linear, pool};
 use abyssal_quant::{Bf16, Element};
 use abyssal_routing::{GroupScore, Output, Rule, Scoring, Weighting};
-use mla_case::{Bits, Case, Kind, bits_of, emulated};
+use mla_case::bits::{Bits, bits_of, emulated};
+use mla_case::{Case, Kind};
 
 #[allow(dead_code, reason = "shared with the tests of attention")]
 mod mla_case;

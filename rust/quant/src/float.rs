@@ -52,6 +52,12 @@ macro_rules! views {
                 unsafe { std::slice::from_raw_parts(bits.as_ptr().cast(), bits.len()) }
             }
 
+            /// The bits of these numbers.
+            pub fn to_bits(numbers: &[Self]) -> &[u16] {
+                // SAFETY: the type is transparent over `u16`.
+                unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast(), numbers.len()) }
+            }
+
             /// The numbers that these bits are, to write to.
             pub fn from_bits_mut(bits: &mut [u16]) -> &mut [Self] {
                 // SAFETY: as above; the exclusive borrow is passed on.
