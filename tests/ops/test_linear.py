@@ -86,6 +86,17 @@ def test_the_product_is_right_to_rounding(kind, shape, dtype, generator):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("module", [ops, reference])
+def test_a_result_may_stay_float32_before_its_one_rounding(module, kind, generator):
+    name, weight, _ = make(kind, (40, 96), generator)
+    function = getattr(module, name)
+    x = torch.randn(9, 96, generator=generator).to(torch.bfloat16)
+    wide = function(x, *weight, dtype=torch.float32)
+    assert wide.dtype == torch.float32
+    assert torch.equal(wide.to(torch.bfloat16), function(x, *weight))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [1e4, 1e-30])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_large_and_small_activations_keep_their_precision(kind, size, dtype, generator):
@@ -246,6 +257,11 @@ def test_the_number_of_threads_is_that_of_the_machine_until_it_is_set(threads):
             lambda m: m.linear(torch.ones(2, 4), torch.ones(3, 4).half()),
             TypeError,
             "weight is torch.float16",
+        ),
+        (
+            lambda m: m.linear(torch.ones(2, 4), torch.ones(3, 4), dtype=torch.bfloat16),
+            TypeError,
+            "dtype is torch.bfloat16; it must be torch.float32",
         ),
     ],
 )

@@ -178,9 +178,6 @@ class DeepseekModel(nn.Module):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Score the vocabulary: f32 ``[..., vocab_size]`` of normalized ``hidden``."""
-        hidden = hidden.to(self.dtype)
-        if self.head.path(hidden) == "compiled":
-            # Of float32 activations the scores are float32: not rounded on their way.
-            hidden = hidden.float()
-        scores: torch.Tensor = self.head(hidden)
-        return scores.float()
+        # On the compiled path scores are not rounded on their way.
+        scores: torch.Tensor = self.head(hidden.to(self.dtype), torch.float32)
+        return scores

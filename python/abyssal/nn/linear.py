@@ -113,21 +113,21 @@ class Linear(nn.Module):
                 return "torch"
         return "compiled" if x.device.type == "cpu" else "torch"
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Multiply ``x [..., in]`` by the transposed weight.
 
         Returns:
-            ``[..., out]`` in the type of ``x``, accumulated in f32 on the compiled path and for
-            packed weights.
+            ``[..., out]`` in ``dtype``, float32 or that of ``x``, which it is where not given;
+            accumulated in f32 on the compiled path and for packed weights.
         """
         if self.scales is None:
             if self.path(x) == "torch":
-                return F.linear(x, self.weight, self.bias)
-            y = ops.linear(x, self.weight)
+                return F.linear(x, self.weight, self.bias).to(dtype or x.dtype)
+            y = ops.linear(x, self.weight, dtype=dtype)
         elif self.weight.dtype == torch.uint8:
-            y = ops.mxfp4_linear(x, self.weight, self.scales)
+            y = ops.mxfp4_linear(x, self.weight, self.scales, dtype=dtype)
         else:
-            y = ops.fp8_linear(x, self.weight, self.scales)
+            y = ops.fp8_linear(x, self.weight, self.scales, dtype=dtype)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def extra_repr(self) -> str:

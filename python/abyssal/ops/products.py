@@ -14,23 +14,26 @@ from abyssal.reference import formats
 from .native import core, is_direct, plain
 
 
-def _product(x: Tensor, out_features: int, function: str, *weight: Tensor) -> Tensor:
+def _product(
+    x: Tensor, out_features: int, dtype: torch.dtype | None, function: str, *weight: Tensor
+) -> Tensor:
     """Multiply the rows of ``x``, which may have any leading dimensions."""
     matrix = plain(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]))
-    out = torch.empty(matrix.shape[0], out_features, dtype=x.dtype, device="cpu")
+    out = torch.empty(matrix.shape[0], out_features, dtype=dtype or x.dtype, device="cpu")
     getattr(core(), function)(matrix, *weight, out)
     return out.view(*x.shape[:-1], out_features)
 
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
+def linear(x: Tensor, weight: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
     """Return ``x @ W.T``, a row's bits being the same in every batch.
 
     Args:
         x: ``[..., in_features]`` float32 or bfloat16.
         weight: ``[out_features, in_features]`` float32 or bfloat16, whatever x is.
+        dtype: of the result: float32, or x's where it is None.
 
     Returns:
-        ``[..., out_features]`` in x's dtype.
+        ``[..., out_features]``.
 
     Raises:
         TypeError: a wrong dtype.
@@ -38,19 +41,21 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 
     Guarantees: accumulated in float32, in an order that follows from ``in_features`` and the
     instruction tier alone, so a row's bits depend neither on the other rows nor on the number of
-    threads (``abyssal.get_num_threads()`` at most); rounded once to x's dtype. The weight is read
-    where it lies. Differentiable with respect to both.
+    threads (``abyssal.get_num_threads()`` at most); rounded once to the result's dtype. The weight
+    is read where it lies. Differentiable with respect to both.
 
     Source: none; the product itself.
     """
-    formats.check_linear(x, weight)
+    formats.check_linear(x, weight, dtype)
     if not (is_direct(x) and is_direct(weight)):
-        product: Tensor = torch.ops.abyssal.linear(x, weight)
+        product: Tensor = torch.ops.abyssal.linear(x.to(dtype or x.dtype), weight)
         return product
-    return _product(x, weight.shape[0], "linear", plain(weight))
+    return _product(x, weight.shape[0], dtype, "linear", plain(weight))
 
 
-def fp8_linear(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
+def fp8_linear(
+    x: Tensor, codes: Tensor, scales: Tensor, *, dtype: torch.dtype | None = None
+) -> Tensor:
     """Return ``x @ W.T`` for a weight in FP8 blocks of 128 x 128, which stays packed.
 
     Args:
@@ -58,9 +63,10 @@ def fp8_linear(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
         codes: ``[out_features, in_features]`` ``torch.float8_e4m3fn``.
         scales: ``[ceil(out_features / 128), ceil(in_features / 128)]`` float32 or
             ``torch.float8_e8m0fnu``.
+        dtype: of the result: float32, or x's where it is None.
 
     Returns:
-        ``[..., out_features]`` in x's dtype.
+        ``[..., out_features]``.
 
     Raises:
         TypeError: a wrong dtype.
@@ -68,30 +74,33 @@ def fp8_linear(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
 
     Guarantees: accumulated in float32, in an order that follows from ``in_features`` and the
     instruction tier alone, so a row's bits depend neither on the other rows nor on the number of
-    threads (``abyssal.get_num_threads()`` at most); rounded once to x's dtype. Where pairs of
-    bfloat16 are multiplied (``kernel_tier`` "avx512-bf16", x bfloat16), a code times its scale is
-    rounded to bfloat16 first, which changes nothing for scales that are powers of two. A NaN code
-    makes its row's products NaN. Differentiable with respect to ``x``.
+    threads (``abyssal.get_num_threads()`` at most); rounded once to the result's dtype. Where pairs
+    of bfloat16 are multiplied (``kernel_tier`` "avx512-bf16", x bfloat16), a code times its scale
+    is rounded to bfloat16 first, which changes nothing for scales that are powers of two. A NaN
+    code makes its row's products NaN. Differentiable with respect to ``x``.
 
     Source: DeepSeek-V3 report, section 3.3, with activations left as they are.
     """
-    formats.check_fp8_linear(x, codes, scales)
+    formats.check_fp8_linear(x, codes, scales, dtype)
     if not is_direct(x):
-        product: Tensor = torch.ops.abyssal.fp8_linear(x, codes, scales)
+        product: Tensor = torch.ops.abyssal.fp8_linear(x.to(dtype or x.dtype), codes, scales)
         return product
-    return _product(x, codes.shape[0], "fp8_linear", codes.contiguous(), plain(scales))
+    return _product(x, codes.shape[0], dtype, "fp8_linear", codes.contiguous(), plain(scales))
 
 
-def mxfp4_linear(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
+def mxfp4_linear(
+    x: Tensor, codes: Tensor, scales: Tensor, *, dtype: torch.dtype | None = None
+) -> Tensor:
     """Return ``x @ W.T`` for a weight in MXFP4, which stays packed.
 
     Args:
         x: ``[..., in_features]`` float32 or bfloat16.
         codes: ``[out_features, in_features / 2]`` uint8 or int8.
         scales: ``[out_features, in_features / 32]`` uint8 or ``torch.float8_e8m0fnu``.
+        dtype: of the result: float32, or x's where it is None.
 
     Returns:
-        ``[..., out_features]`` in x's dtype.
+        ``[..., out_features]``.
 
     Raises:
         TypeError: a wrong dtype.
@@ -101,9 +110,9 @@ def mxfp4_linear(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
 
     Source: Open Compute Project, Microscaling Formats 1.0.
     """
-    formats.check_mxfp4_linear(x, codes, scales)
+    formats.check_mxfp4_linear(x, codes, scales, dtype)
     if not is_direct(x):
-        product: Tensor = torch.ops.abyssal.mxfp4_linear(x, codes, scales)
+        product: Tensor = torch.ops.abyssal.mxfp4_linear(x.to(dtype or x.dtype), codes, scales)
         return product
     weight = (codes.contiguous().view(torch.uint8), scales.contiguous().view(torch.uint8))
-    return _product(x, codes.shape[0], "mxfp4_linear", *weight)
+    return _product(x, codes.shape[0], dtype, "mxfp4_linear", *weight)

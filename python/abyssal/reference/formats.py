@@ -73,34 +73,40 @@ def check_fp4_codes(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> None:
     check_shape("scales", scales, [*codes.shape[:-1], codes.shape[-1] // half])
 
 
-def _check_activations(x: Tensor, in_features: int) -> None:
+def _check_activations(x: Tensor, in_features: int, dtype: torch.dtype | None) -> None:
     check_dtype("x", x, ACTIVATIONS)
     if x.dim() == 0 or x.shape[-1] != in_features:
         width = x.shape[-1] if x.dim() else 0
         raise ValueError(f"x has width {width}; the weight has {in_features} input features")
+    if dtype not in (None, torch.float32, x.dtype):
+        raise TypeError(f"dtype is {dtype}; it must be torch.float32 or that of x, {x.dtype}")
 
 
-def check_linear(x: Tensor, weight: Tensor) -> None:
+def check_linear(x: Tensor, weight: Tensor, dtype: torch.dtype | None = None) -> None:
     """Check the arguments of ``linear``."""
     check_rank("weight", weight, 2)
     check_dtype("weight", weight, ACTIVATIONS)
     if weight.shape[1] == 0:
         raise ValueError("the weight has 0 columns; at least 1 is needed")
-    _check_activations(x, weight.shape[1])
+    _check_activations(x, weight.shape[1], dtype)
 
 
-def check_fp8_linear(x: Tensor, codes: Tensor, scales: Tensor) -> None:
+def check_fp8_linear(
+    x: Tensor, codes: Tensor, scales: Tensor, dtype: torch.dtype | None = None
+) -> None:
     """Check the arguments of ``fp8_linear``."""
     check_rank("codes", codes, 2)
     check_fp8_codes(codes, scales, (128, 128), torch.float32)
-    _check_activations(x, codes.shape[1])
+    _check_activations(x, codes.shape[1], dtype)
 
 
-def check_mxfp4_linear(x: Tensor, codes: Tensor, scales: Tensor) -> None:
+def check_mxfp4_linear(
+    x: Tensor, codes: Tensor, scales: Tensor, dtype: torch.dtype | None = None
+) -> None:
     """Check the arguments of ``mxfp4_linear``."""
     check_rank("codes", codes, 2)
     check_fp4_codes(codes, scales, torch.float32)
-    _check_activations(x, codes.shape[1] * 2)
+    _check_activations(x, codes.shape[1] * 2, dtype)
 
 
 def check_out(name: str, out: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> None:

@@ -21,10 +21,10 @@ use crate::activation::lay_pairs_in_place;
 use crate::activation::{Form, Order, PAIR_GROUP, Panel, PanelView, normalize};
 use crate::error::{Error, Result, expect_length};
 use crate::lanes::Packing;
-use crate::matrix::Matrix;
+use crate::matrix::{Matrix, Place};
 use crate::memory::{Buffer, Places};
 use crate::pool;
-use crate::product::{Product, TASK_ROWS, threads_for};
+use crate::product::{Product, TASK_ROWS, following, threads_for};
 use crate::tier::Tier;
 
 /// Inner activations that exist at the same time, at most: 64 MB.
@@ -266,7 +266,7 @@ impl<'a> Groups<'a> {
         pool::for_each(threads, rows.div_ceil(TASK_ROWS), &|task| {
             let first = task * TASK_ROWS;
             let rows = first..rows.min(first + TASK_ROWS);
-            self.sum_rows(tier, layer, x, inner, &exponents, rows, out);
+            self.sum_rows(tier, layer, x, inner, &exponents, rows, threads, out);
         });
     }
 
@@ -288,12 +288,17 @@ impl<'a> Groups<'a> {
             })
             .collect();
         let places = Places::new(inner);
-        pool::for_each(threads, tasks.len(), &|task| {
-            let (number, block) = tasks[task];
+        let part = |task: usize| {
+            let (number, block) = tasks[task.min(tasks.len() - 1)];
             let group = &self.all[number as usize];
             let rows = block as usize * TASK_ROWS;
-            let rows = rows..group.expert.inner_size().min(rows + TASK_ROWS);
-            self.fill_rows(tier, layer.limit, &panels, group, rows, places);
+            (group, rows..group.expert.inner_size().min(rows + TASK_ROWS))
+        };
+        pool::for_each(threads, tasks.len(), &|task| {
+            let (group, rows) = part(task);
+            let (later, later_rows) = part(task + threads);
+            let next = later.expert.gate.place(later_rows);
+            self.fill_rows(tier, layer.limit, &panels, group, rows, next, places);
         });
     }
 
@@ -304,15 +309,17 @@ impl<'a> Groups<'a> {
         panels: &Panels,
         group: &Group<'_>,
         rows: Range<usize>,
+        next: Place,
         inner: Places<'_, f32>,
     ) {
         let (tokens, count) = (&self.tokens[group.choices.clone()], rows.len());
-        let product = |matrix: &Matrix<'_>, out: &mut [f32]| {
+        let product = |matrix: &Matrix<'_>, next: Place, out: &mut [f32]| {
             let product = Product {
                 matrix,
                 panel: panels.of(matrix.packing()),
                 tokens: Some(tokens),
                 rows: rows.clone(),
+                next,
             };
             product.run(tier, out);
         };
@@ -321,8 +328,12 @@ impl<'a> Groups<'a> {
         let mut buffer = Buffer::take();
         let products = buffer.some(2 * tokens.len() * count);
         let (gates, ups) = products.split_at_mut(tokens.len() * count);
-        product(&group.expert.gate, gates);
-        product(&group.expert.up, ups);
+        product(
+            &group.expert.gate,
+            group.expert.up.place(rows.clone()),
+            gates,
+        );
+        product(&group.expert.up, next, ups);
         activate(limit, gates, ups);
         for (token, values) in gates.chunks_exact(count).enumerate() {
             let from = rows.start / group.order.group * group.order.group;
@@ -386,6 +397,7 @@ impl<'a> Groups<'a> {
         inner: &[f32],
         exponents: &[i32],
         rows: Range<usize>,
+        threads: usize,
         out: Places<'_, T>,
     ) {
         let (hidden, count) = (layer.hidden_size, rows.len());
@@ -394,7 +406,7 @@ impl<'a> Groups<'a> {
         let sums = buffer.some(tokens * count);
         sums.fill(0.0);
         let mut zeros = self.zeros.clone();
-        for group in &self.all {
+        for (number, group) in self.all.iter().enumerate() {
             if group.choices.start >= zeros.end {
                 self.add_inputs(std::mem::take(&mut zeros), hidden, x, &rows, sums);
             }
@@ -409,6 +421,10 @@ impl<'a> Groups<'a> {
                 },
                 tokens: None,
                 rows: rows.clone(),
+                next: match self.all.get(number + 1) {
+                    Some(group) => group.expert.down.place(rows.clone()),
+                    None => self.all[0].expert.down.place(following(&rows, threads)),
+                },
             };
             let mut buffer = Buffer::take();
             let products = buffer.some(size * count);

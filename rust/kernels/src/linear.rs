@@ -7,7 +7,7 @@ use crate::error::{Result, expect_length};
 use crate::matrix::Matrix;
 use crate::memory::{Buffer, Places};
 use crate::pool;
-use crate::product::{PANEL_TOKENS, Product, TASK_ROWS, threads_for};
+use crate::product::{PANEL_TOKENS, Product, TASK_ROWS, following, threads_for};
 use crate::tier::Tier;
 
 /// Multiplies tokens by the transposed matrix: `out[t, n]` is the product of token `t` and row `n`, rounded once.
@@ -48,6 +48,7 @@ pub fn linear<T: Element, O: Element>(
                 panel: panel.view(),
                 tokens: None,
                 rows: rows.clone(),
+                next: matrix.place(following(&rows, threads)),
             };
             let mut buffer = Buffer::take();
             let products = buffer.some(panel.exponents.len() * rows.len());

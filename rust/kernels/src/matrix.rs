@@ -1,5 +1,7 @@
 //! A weight matrix as its checkpoint stores it, and how a tier walks along its rows.
 
+use std::ops::Range;
+
 use abyssal_quant::{Bf16, Scales};
 
 use crate::error::{Error, Result, expect_length};
@@ -84,6 +86,21 @@ impl<'a> Matrix<'a> {
         self.columns
     }
 
+    /// Where some rows lie, those that there are.
+    pub(crate) fn place(&self, rows: Range<usize>) -> Place {
+        let (start, bytes) = match self.weights {
+            Weights::Fp8 { codes, .. } => (codes.as_ptr(), self.columns),
+            Weights::Mxfp4 { codes, .. } => (codes.as_ptr(), self.columns / 2),
+            Weights::Bf16(values) => (values.as_ptr().cast(), self.columns * 2),
+            Weights::F32(values) => (values.as_ptr().cast(), self.columns * 4),
+        };
+        let rows = rows.start.min(self.rows)..rows.end.min(self.rows);
+        Place {
+            start: start.wrapping_add(rows.start * bytes),
+            len: rows.len() * bytes,
+        }
+    }
+
     pub(crate) fn packing(&self) -> Packing {
         match self.weights {
             Weights::Fp8 { .. } => Packing::Fp8,
@@ -92,6 +109,13 @@ impl<'a> Matrix<'a> {
             Weights::F32(_) => Packing::F32,
         }
     }
+}
+
+/// Bytes of a matrix. Nothing is read through it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    pub(crate) start: *const u8,
+    pub(crate) len: usize,
 }
 
 /// Where the rows of one packing lie.

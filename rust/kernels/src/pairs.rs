@@ -173,38 +173,68 @@ unsafe fn fp8(codes: __m512i, tables: [__m512i; 4]) -> [__m512i; 2] {
     }
 }
 
+/// Of the four bytes at the beginning of a 128-bit lane, the first goes to the third byte of each number of the first lane,
+/// the second to those of the second, and so on; all other bytes are zero.
+static PLACES: [u32; LANES] = {
+    let mut places = [0x8000_8080; LANES];
+    let mut lane = 0;
+    while lane < LANES {
+        places[lane] |= (lane as u32 / 4) << 16;
+        lane += 1;
+    }
+    places
+};
+
+/// Whether one of four bytes is 255.
+#[inline(always)]
+fn holds_255(bytes: u32) -> bool {
+    (bytes & 0x7f7f_7f7f).wrapping_add(0x0101_0101) & bytes & 0x8080_8080 != 0
+}
+
+impl Mxfp4Rows<'_> {
+    /// The codes of a group's scales, the first one lowest; zeros behind the end of the row.
+    #[inline(always)]
+    fn scales_of(&self, row: usize, group: usize) -> u32 {
+        const BLOCKS: usize = GROUP / MXFP4_BLOCK;
+        let across = self.columns / MXFP4_BLOCK;
+        let row = &self.scales[row * across..][..across];
+        let scales = &row[group * BLOCKS..];
+        if let Some(whole) = scales.first_chunk() {
+            return u32::from_le_bytes(*whole);
+        }
+        match *scales {
+            [a, b, c] => u32::from_le_bytes([a, b, c, 0]),
+            [a, b] => u32::from_le_bytes([a, b, 0, 0]),
+            [a] => u32::from(a),
+            _ => 0,
+        }
+    }
+}
+
 impl PairRows for Mxfp4Rows<'_> {
     const GROUP_BYTES: usize = GROUP / 2;
     const SCALED: bool = true;
 
     #[inline(always)]
     unsafe fn read(&self, at: *const u8, row: usize, group: usize) -> Group {
-        const BLOCKS: usize = GROUP / MXFP4_BLOCK;
-        let across = self.columns / MXFP4_BLOCK;
-        let row = &self.scales[row * across..][..across];
-        let scales = match row[group * BLOCKS..] {
-            [a, b, c, d, ..] => [a, b, c, d],
-            [a, b, c] => [a, b, c, 0],
-            [a, b] => [a, b, 0, 0],
-            [a] => [a, 0, 0, 0],
-            [] => [0; BLOCKS],
-        };
+        let scales = self.scales_of(row, group);
         // SAFETY: the caller gives 64 bytes and has the tier's instructions.
         unsafe {
             let codes = _mm512_loadu_si512(at.cast());
             let table = _mm512_loadu_si512(FP4.as_ptr().cast());
             // The look-up takes the lowest five bits of an index, the fifth of which changes nothing.
             let value = |codes| _mm512_permutexvar_epi16(codes, table);
-            // The exponents of float32, but for the scale that is subnormal there and the one that is no number.
-            let codes_of = _mm_cvtepu8_epi32(_mm_cvtsi32_si128(i32::from_le_bytes(scales)));
-            let normal = _mm_slli_epi32::<23>(codes_of);
-            let least = _mm_cmpeq_epi32_mask(codes_of, _mm_setzero_si128());
-            let some = _mm_mask_mov_epi32(normal, least, _mm_set1_epi32(0x0040_0000));
-            let none = _mm_cmpeq_epi32_mask(codes_of, _mm_set1_epi32(255));
-            let four = _mm_mask_mov_epi32(some, none, _mm_set1_epi32(0x7fc0_0000));
-            // Sixteen bytes, a block, are four lanes of each register.
-            let lanes = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
-            let factors = _mm512_permutexvar_epi32(lanes, _mm512_castsi128_si512(four));
+            // Sixteen bytes, a block, are four lanes of each register: a scale's code goes to the third byte of its own, and
+            // from there to the exponent of a float32.
+            let places = _mm512_loadu_si512(PLACES.as_ptr().cast());
+            let four = _mm512_set1_epi32(scales.cast_signed());
+            let normal = _mm512_slli_epi32::<7>(_mm512_shuffle_epi8(four, places));
+            // But for the scale that is subnormal there and the one that is no number.
+            let mut factors = _mm512_max_epu32(normal, _mm512_set1_epi32(0x0040_0000));
+            if holds_255(scales) {
+                let none = _mm512_cmpeq_epi32_mask(normal, _mm512_set1_epi32(0x7f80_0000));
+                factors = _mm512_mask_mov_epi32(factors, none, _mm512_set1_epi32(0x7fc0_0000));
+            }
             Group {
                 numbers: [
                     value(codes),

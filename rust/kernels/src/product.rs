@@ -12,11 +12,15 @@
 //! Few tokens: four rows at once, straight from memory, the lines of the rows to come asked for early. Many tokens: 64
 //! rows by 512 columns are unpacked into the second-level cache and multiplied with all tokens there.
 
+use std::ops::Range;
+
 use abyssal_quant::Scales;
 
 use crate::activation::{BlockScales, Form, PanelView};
 use crate::lanes::{Lanes, REGISTERS, prefetch};
-use crate::matrix::{Bf16Rows, F32Rows, FP8_BLOCK, Fp8Rows, Matrix, Mxfp4Rows, Rows, Weights};
+use crate::matrix::{
+    Bf16Rows, F32Rows, FP8_BLOCK, Fp8Rows, Matrix, Mxfp4Rows, Place, Rows, Stored, Weights,
+};
 use crate::tier::{Kind, Tier};
 
 /// Rows of a task; they lie in one row of FP8 blocks.
@@ -47,7 +51,9 @@ pub(crate) struct Product<'a> {
     /// Numbers of tokens of the panel; all of them if `None`.
     pub(crate) tokens: Option<&'a [u32]>,
     /// At most [`TASK_ROWS`], in one row of FP8 blocks.
-    pub(crate) rows: std::ops::Range<usize>,
+    pub(crate) rows: Range<usize>,
+    /// What this thread will probably read next: memory is asked for it while there is still work.
+    pub(crate) next: Place,
 }
 
 impl Product<'_> {
@@ -163,6 +169,17 @@ impl Product<'_> {
         self.tokens.map_or(self.panel.len(), <[u32]>::len)
     }
 
+    /// Asks for the line at an offset from the beginning of row `first` of a task; behind its last row what comes next lies.
+    #[inline(always)]
+    fn ask(&self, rows: &impl Stored, first: usize, offset: usize) {
+        let left = (self.rows.end - first) * rows.row_bytes();
+        prefetch(if offset < left {
+            rows.start(first).wrapping_add(offset)
+        } else {
+            self.next.start.wrapping_add(offset - left)
+        });
+    }
+
     /// The number, in the panel, of a token of this product.
     #[inline(always)]
     fn token(&self, token: usize) -> usize {
@@ -176,6 +193,12 @@ impl Product<'_> {
             scales.undo(sum, self.panel.exponents[self.token(token)])
         })
     }
+}
+
+/// The rows of a thread's next task, if all go on in step.
+pub(crate) fn following(rows: &Range<usize>, threads: usize) -> Range<usize> {
+    let distance = threads * TASK_ROWS;
+    rows.start + distance..rows.end + distance
 }
 
 /// How many threads so many multiplications are worth.

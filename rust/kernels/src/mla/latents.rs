@@ -4,7 +4,7 @@ use abyssal_quant::Bf16;
 
 use super::arithmetic::Arithmetic;
 #[cfg(target_arch = "x86_64")]
-use crate::lanes::prefetch_second;
+use crate::lanes::prefetch;
 
 /// Bytes of a line of the cache.
 #[cfg(target_arch = "x86_64")]
@@ -143,7 +143,7 @@ impl Context<'_> {
         for position in positions {
             let row = self.number(self.start(position)).cast::<u8>();
             for line in (0..bytes).step_by(LINE_BYTES) {
-                prefetch_second(row.wrapping_add(line));
+                prefetch(row.wrapping_add(line));
             }
         }
     }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::matrix::Stored;
 use crate::memory::Buffer;
 
-use super::{AHEAD_BYTES, BlockScales, LINE, Lanes, Product, REGISTERS, Rows, prefetch};
+use super::{AHEAD_BYTES, BlockScales, LINE, Lanes, Product, REGISTERS, Rows};
 
 impl Product<'_> {
     #[inline(always)]
@@ -97,7 +97,6 @@ impl Product<'_> {
         let starts: [*const u8; N] = std::array::from_fn(|row| rows.start(first + row));
         // The rows lie one after the other, and what comes is asked for in that order, not as the rows are read: that
         // is the one order in which memory is as fast as it gets.
-        let coming = starts[0].wrapping_add(AHEAD_BYTES);
         let mut asked = 0;
         // SAFETY: the caller has the tier's instructions; whole groups lie in their rows, and the tokens have `width`
         // elements each, which the groups of a row do not exceed.
@@ -107,7 +106,7 @@ impl Product<'_> {
             for group in 0..whole {
                 let offset = group * R::GROUP_BYTES;
                 while asked < N * (offset + R::GROUP_BYTES) {
-                    prefetch(coming.wrapping_add(asked));
+                    self.ask(&rows, first, asked + AHEAD_BYTES);
                     asked += LINE;
                 }
                 let x = x.map(|x| x.wrapping_add(group * L::GROUP));

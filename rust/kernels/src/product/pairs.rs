@@ -23,7 +23,7 @@ use super::{AHEAD_BYTES, LINE, MOST_DIRECT_TOKENS, Product, TILE_ROWS, prefetch}
 use crate::activation::{BlockScales, Form, wide_power};
 use crate::avx512::Avx512;
 use crate::lanes::Lanes;
-use crate::matrix::{Bf16Rows, FP8_BLOCK, Fp8Rows, Mxfp4Rows, Weights};
+use crate::matrix::{Bf16Rows, FP8_BLOCK, Fp8Rows, Mxfp4Rows, Place, Weights};
 use crate::memory::Buffer;
 use crate::pairs::{
     GROUP, Group, LANES, PairRows, REGISTERS, ScaledFp8Rows, TABLE, WIDTH, dot, sums,
@@ -43,6 +43,20 @@ const SCRATCH_COLUMNS: usize = 2048;
 const NEAR_COLUMNS: usize = 1024;
 /// Lanes of the outputs of a tile of rows and one token.
 const TILE_LANES: usize = TILE_ROWS * LANES;
+
+/// Does the same for each of at most four rows, whose number is known to the compiler: a loop would leave their sums in
+/// memory.
+macro_rules! each_row {
+    ($count:ident, $row:ident, $body:block) => {
+        each_row!($count, $row, $body, 0 1 2 3)
+    };
+    ($count:ident, $row:ident, $body:block, $($number:literal)*) => {$(
+        if $number < $count {
+            let $row = $number;
+            $body
+        }
+    )*};
+}
 
 impl Product<'_> {
     /// The products of a panel of pairs.
@@ -178,7 +192,6 @@ impl Product<'_> {
         let whole = self.matrix.columns / GROUP;
         let starts: [*const u8; N] = std::array::from_fn(|row| rows.start(first + row));
         // What comes is asked for in the order of memory, not as the rows are read.
-        let coming = starts[0].wrapping_add(AHEAD_BYTES);
         let mut asked = 0;
         // SAFETY: the caller has the tier's instructions; whole groups lie in their rows, and the tokens have whole groups.
         unsafe {
@@ -186,14 +199,14 @@ impl Product<'_> {
             for group in 0..whole {
                 let offset = group * R::GROUP_BYTES;
                 while asked < N * (offset + R::GROUP_BYTES) {
-                    prefetch(coming.wrapping_add(asked));
+                    self.ask(&rows, first, asked + AHEAD_BYTES);
                     asked += LINE;
                 }
                 let x = x.map(|x| x.wrapping_add(group * GROUP));
-                for (row, lanes) in lanes.iter_mut().enumerate() {
+                each_row!(N, row, {
                     let weights = rows.read(starts[row].add(offset), first + row, group);
-                    add_products::<R, T>(&weights, x, lanes);
-                }
+                    add_products::<R, T>(&weights, x, &mut lanes[row]);
+                });
             }
             if whole * GROUP < self.matrix.columns {
                 let x = x.map(|x| x.wrapping_add(whole * GROUP));
@@ -245,6 +258,14 @@ impl Product<'_> {
             tokens,
             tokens_room: tokens.next_multiple_of(TILE_TOKENS),
         };
+        // The last tokens go through while memory is asked for what comes next.
+        let tiles = row_tiles * tokens.div_ceil(TILE_TOKENS) * width.div_ceil(NEAR_COLUMNS);
+        let last = these.end == self.len();
+        let mut coming = Coming {
+            place: self.next,
+            asked: if last { 0 } else { self.next.len },
+            each: self.next.len.div_ceil(tiles),
+        };
         // SAFETY: the caller has the tier's instructions; the buffers have room for whole tiles of rows of a chunk, their
         // factors, and the lanes of every output.
         unsafe {
@@ -257,7 +278,7 @@ impl Product<'_> {
                     let tiles = first..row_tiles.min(first + strip);
                     for near in (0..size).step_by(NEAR_COLUMNS) {
                         let columns = near..size.min(near + NEAR_COLUMNS);
-                        block.strip::<R>(tiles.clone(), size, columns, start == 0, x);
+                        block.strip::<R>(tiles.clone(), size, columns, start == 0, x, &mut coming);
                     }
                 }
             }
@@ -361,6 +382,24 @@ struct Block {
     tokens_room: usize,
 }
 
+/// What is asked for while tiles are multiplied, some of it with each.
+struct Coming {
+    place: Place,
+    asked: usize,
+    each: usize,
+}
+
+impl Coming {
+    #[inline(always)]
+    fn ask(&mut self) {
+        let until = self.place.len.min(self.asked + self.each);
+        while self.asked < until {
+            prefetch(self.place.start.wrapping_add(self.asked));
+            self.asked += LINE;
+        }
+    }
+}
+
 impl Block {
     /// Goes on with the chains of some tiles of rows and all tokens.
     #[inline(always)]
@@ -371,6 +410,7 @@ impl Block {
         columns: Range<usize>,
         fresh: bool,
         x: impl Fn(usize) -> *const u16,
+        coming: &mut Coming,
     ) {
         let fresh = fresh && columns.start == 0;
         let x = |token: usize| x(token).wrapping_add(columns.start);
@@ -381,6 +421,7 @@ impl Block {
         };
         for token in (0..self.tokens).step_by(most) {
             for tile in tiles.clone() {
+                coming.ask();
                 // SAFETY: the caller has the tier's instructions and gives room for all of it.
                 unsafe {
                     match most.min(self.tokens - token) {
