@@ -29,18 +29,15 @@ use crate::pairs::{
     GROUP, Group, LANES, PairRows, REGISTERS, ScaledFp8Rows, TABLE, WIDTH, dot, sums,
 };
 
-/// Rows that stay in the first-level cache while all tokens pass.
-const STRIP_ROWS: usize = 8;
 /// Tokens multiplied together: with four rows sixteen sums, which are added up together too.
 const TILE_TOKENS: usize = 4;
 /// The same where sums and what they are added to need registers.
 const SCALED_TILE_TOKENS: usize = 2;
 /// Tokens that go through scratch memory together, whole tiles.
 const SCRATCH_TOKENS: usize = 128;
-/// Columns unpacked together, whole groups: whole rows of many models, so that memory is read from end to end.
+/// Columns unpacked together, whole groups: whole rows of many models, so that memory is read from end to end and sums
+/// stay in registers. Four such rows take half of the first-level cache while all tokens pass.
 const SCRATCH_COLUMNS: usize = 2048;
-/// Columns of a strip that stay in the first-level cache.
-const NEAR_COLUMNS: usize = 1024;
 /// Lanes of the outputs of a tile of rows and one token.
 const TILE_LANES: usize = TILE_ROWS * LANES;
 
@@ -259,30 +256,33 @@ impl Product<'_> {
             tokens_room: tokens.next_multiple_of(TILE_TOKENS),
         };
         // The last tokens go through while memory is asked for what comes next.
-        let tiles = row_tiles * tokens.div_ceil(TILE_TOKENS) * width.div_ceil(NEAR_COLUMNS);
+        let tiles = row_tiles * tokens.div_ceil(TILE_TOKENS) * width.div_ceil(chunk);
         let last = these.end == self.len();
         let mut coming = Coming {
             place: self.next,
             asked: if last { 0 } else { self.next.len },
             each: self.next.len.div_ceil(tiles),
         };
+        let mut results = Results { count, undo, out };
+        let mut starts = [std::ptr::null(); SCRATCH_TOKENS];
+        for (token, start) in starts.iter_mut().take(tokens).enumerate() {
+            *start = self.pairs_of(these.start + token);
+        }
         // SAFETY: the caller has the tier's instructions; the buffers have room for whole tiles of rows of a chunk, their
         // factors, and the lanes of every output.
         unsafe {
             for start in (0..width).step_by(chunk) {
-                let size = chunk.min(width - start);
-                self.unpack_pairs(rows, start..start + size, &block);
-                let x = |token: usize| self.pairs_of(these.start + token).wrapping_add(start);
-                let strip = STRIP_ROWS / TILE_ROWS;
-                for first in (0..row_tiles).step_by(strip) {
-                    let tiles = first..row_tiles.min(first + strip);
-                    for near in (0..size).step_by(NEAR_COLUMNS) {
-                        let columns = near..size.min(near + NEAR_COLUMNS);
-                        block.strip::<R>(tiles.clone(), size, columns, start == 0, x, &mut coming);
-                    }
+                let part = Part {
+                    size: chunk.min(width - start),
+                    first: start == 0,
+                    last: start + chunk >= width,
+                };
+                self.unpack_pairs(rows, start..start + part.size, &block);
+                let x = |token: usize| starts[token].wrapping_add(start);
+                for tile in 0..row_tiles {
+                    block.tokens_of::<R>(tile, part, x, &mut coming, &mut results);
                 }
             }
-            block.finish(count, undo, out);
         }
     }
 
@@ -400,51 +400,76 @@ impl Coming {
     }
 }
 
-impl Block {
-    /// Goes on with the chains of some tiles of rows and all tokens.
+/// Some columns of all rows.
+#[derive(Clone, Copy)]
+struct Part {
+    /// Number of columns.
+    size: usize,
+    /// Whether they are a row's first ones, and its last ones.
+    first: bool,
+    last: bool,
+}
+
+/// Where products go.
+struct Results<'a> {
+    /// Number of rows.
+    count: usize,
+    /// What each token's sums are multiplied by.
+    undo: &'a [f64],
+    /// `[tokens, count]`.
+    out: &'a mut [f32],
+}
+
+impl Results<'_> {
+    /// Sums the lanes of four tokens of four rows, those of a token one after the other, and writes those that there are.
     #[inline(always)]
-    unsafe fn strip<R: PairRows>(
+    unsafe fn write(&mut self, row: usize, token: usize, lanes: [__m512; LANES]) {
+        let rows = TILE_ROWS.min(self.count - row);
+        let tokens = TILE_TOKENS.min(self.undo.len() - token);
+        let mut undo = [0.0; TILE_TOKENS];
+        undo[..tokens].copy_from_slice(&self.undo[token..token + tokens]);
+        // SAFETY: the caller has the tier's instructions.
+        let products = unsafe { undone(sums(lanes), undo) };
+        for (offset, products) in products.chunks_exact(TILE_ROWS).take(tokens).enumerate() {
+            self.out[(token + offset) * self.count + row..][..rows]
+                .copy_from_slice(&products[..rows]);
+        }
+    }
+}
+
+impl Block {
+    /// Goes on with the chains of a tile of rows and all tokens, and writes their sums after the last part.
+    #[inline(always)]
+    unsafe fn tokens_of<R: PairRows>(
         &self,
-        tiles: Range<usize>,
-        size: usize,
-        columns: Range<usize>,
-        fresh: bool,
+        tile: usize,
+        part: Part,
         x: impl Fn(usize) -> *const u16,
         coming: &mut Coming,
+        results: &mut Results<'_>,
     ) {
-        let fresh = fresh && columns.start == 0;
-        let x = |token: usize| x(token).wrapping_add(columns.start);
         let most = if R::SCALED {
             SCALED_TILE_TOKENS
         } else {
             TILE_TOKENS
         };
         for token in (0..self.tokens).step_by(most) {
-            for tile in tiles.clone() {
-                coming.ask();
-                // SAFETY: the caller has the tier's instructions and gives room for all of it.
-                unsafe {
-                    match most.min(self.tokens - token) {
-                        1 => self.multiply::<R, 1>(
-                            tile,
-                            token,
-                            size,
-                            columns.clone(),
-                            fresh,
-                            [x(token)],
-                        ),
-                        2 => {
-                            let x = [x(token), x(token + 1)];
-                            self.multiply::<R, 2>(tile, token, size, columns.clone(), fresh, x);
-                        }
-                        3 => {
-                            let x = [x(token), x(token + 1), x(token + 2)];
-                            self.multiply::<R, 3>(tile, token, size, columns.clone(), fresh, x);
-                        }
-                        _ => {
-                            let x = [x(token), x(token + 1), x(token + 2), x(token + 3)];
-                            self.multiply::<R, 4>(tile, token, size, columns.clone(), fresh, x);
-                        }
+            coming.ask();
+            // SAFETY: the caller has the tier's instructions and gives room for all of it.
+            unsafe {
+                match most.min(self.tokens - token) {
+                    1 => self.multiply::<R, 1>(tile, token, part, [x(token)], results),
+                    2 => {
+                        let x = [x(token), x(token + 1)];
+                        self.multiply::<R, 2>(tile, token, part, x, results);
+                    }
+                    3 => {
+                        let x = [x(token), x(token + 1), x(token + 2)];
+                        self.multiply::<R, 3>(tile, token, part, x, results);
+                    }
+                    _ => {
+                        let x = [x(token), x(token + 1), x(token + 2), x(token + 3)];
+                        self.multiply::<R, 4>(tile, token, part, x, results);
                     }
                 }
             }
@@ -464,19 +489,18 @@ impl Block {
         &self,
         tile: usize,
         token: usize,
-        size: usize,
-        columns: Range<usize>,
-        fresh: bool,
+        part: Part,
         x: [*const u16; T],
+        results: &mut Results<'_>,
     ) {
+        let size = part.size;
+        let across = size / GROUP;
         // SAFETY: the caller has the tier's instructions; the tile, the tokens and their lanes lie in their buffers.
         unsafe {
-            let numbers = self.numbers.add(tile * TILE_ROWS * size + columns.start);
-            let across = size / GROUP;
-            let first = tile * TILE_ROWS * across + columns.start / GROUP;
-            let factors = self.factors.wrapping_add(first * LANES);
+            let numbers = self.numbers.add(tile * TILE_ROWS * size);
+            let factors = self.factors.wrapping_add(tile * TILE_ROWS * across * LANES);
             let mut lanes = [[_mm512_setzero_ps(); T]; TILE_ROWS];
-            if !fresh {
+            if !part.first {
                 for (row, lanes) in lanes.iter_mut().enumerate() {
                     for (offset, lanes) in lanes.iter_mut().enumerate() {
                         let from = self.lanes_of(tile, token + offset).add(row * LANES);
@@ -484,7 +508,7 @@ impl Block {
                     }
                 }
             }
-            for group in 0..columns.len() / GROUP {
+            for group in 0..across {
                 let mut partial = if R::SCALED {
                     [[_mm512_setzero_ps(); T]; TILE_ROWS]
                 } else {
@@ -514,40 +538,20 @@ impl Block {
                     lanes = partial;
                 }
             }
+            if part.last {
+                let mut all = [_mm512_setzero_ps(); LANES];
+                for (row, lanes) in lanes.into_iter().enumerate() {
+                    for (offset, lanes) in lanes.into_iter().enumerate() {
+                        all[offset * TILE_ROWS + row] = lanes;
+                    }
+                }
+                results.write(tile * TILE_ROWS, token, all);
+                return;
+            }
             for (row, lanes) in lanes.into_iter().enumerate() {
                 for (offset, lanes) in lanes.into_iter().enumerate() {
                     let to = self.lanes_of(tile, token + offset).add(row * LANES);
                     _mm512_store_ps(to, lanes);
-                }
-            }
-        }
-    }
-
-    /// Sums the lanes of all outputs, four rows of four tokens at a time, and writes the first `count` rows.
-    #[inline(always)]
-    unsafe fn finish(&self, count: usize, undo: &[f64], out: &mut [f32]) {
-        for tile in 0..count.div_ceil(TILE_ROWS) {
-            let row = tile * TILE_ROWS;
-            for token in (0..self.tokens).step_by(TILE_TOKENS) {
-                // SAFETY: the caller has the tier's instructions; there is room for the lanes of four tokens, and those that
-                // were not written are never used.
-                unsafe {
-                    let from = self.lanes_of(tile, token);
-                    let mut lanes = [_mm512_setzero_ps(); LANES];
-                    for (number, lanes) in lanes.iter_mut().enumerate() {
-                        *lanes = _mm512_load_ps(from.wrapping_add(number * LANES));
-                    }
-                    let rows = TILE_ROWS.min(count - row);
-                    let tokens = TILE_TOKENS.min(self.tokens - token);
-                    let undo =
-                        std::array::from_fn(|offset| undo[(token + offset).min(undo.len() - 1)]);
-                    let products = undone(sums(lanes), undo);
-                    for (offset, products) in
-                        products.chunks_exact(TILE_ROWS).take(tokens).enumerate()
-                    {
-                        out[(token + offset) * count + row..][..rows]
-                            .copy_from_slice(&products[..rows]);
-                    }
                 }
             }
         }
