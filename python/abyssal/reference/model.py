@@ -1,4 +1,4 @@
-"""The whole forward pass in plain PyTorch: one sequence, no cache, no packed weights, all f32.
+"""The whole forward pass in plain PyTorch: one sequence, no cache, no packed weights, one dtype.
 
     h = embed[token]
     for each layer:
@@ -29,17 +29,24 @@ from .routing import route
 Weights = Mapping[str, Tensor]
 
 
-def forward(weights: Weights, shape: Any, token_ids: Tensor) -> Tensor:  # noqa: ANN401
+def forward(
+    weights: Weights,
+    shape: Any,  # noqa: ANN401
+    token_ids: Tensor,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
     """Compute the logits after every position of one sequence.
 
     Args:
-        weights: f32 tensors by parameter name: ``embed.weight``,
+        weights: tensors by parameter name: ``embed.weight``,
             ``layers.0.attention.kv_down.weight``, ...
         shape: the architecture, with the attributes of ``abyssal.models.ModelConfig``.
         token_ids: int64 ``[tokens]``, at least one.
+        dtype: of all arithmetic but the experts' scores and the rotary angles: float32 or float64.
 
     Returns:
-        f32 ``[tokens, vocab_size]``.
+        ``[tokens, vocab_size]`` of that dtype.
 
     Raises:
         KeyError: a parameter is missing.
@@ -51,10 +58,10 @@ def forward(weights: Weights, shape: Any, token_ids: Tensor) -> Tensor:  # noqa:
         raise ValueError(
             f"token_ids must be [tokens] with at least one, got {tuple(token_ids.shape)}"
         )
-    hidden = weights["embed.weight"].float()[token_ids]
+    hidden = weights["embed.weight"].to(dtype)[token_ids]
     cos, sin = rotary_tables(shape, token_ids.shape[0])
     for number, sparse in enumerate(shape.moe_layers):
-        layer = _Scope(weights, f"layers.{number}.")
+        layer = _Scope(weights, f"layers.{number}.", dtype)
         normalized = rms_norm(hidden, layer["input_norm.weight"], shape.rms_eps)
         hidden = hidden + attention(layer.inside("attention."), shape, normalized, cos, sin)
         normalized = rms_norm(hidden, layer["post_norm.weight"], shape.rms_eps)
@@ -62,9 +69,8 @@ def forward(weights: Weights, shape: Any, token_ids: Tensor) -> Tensor:  # noqa:
             hidden = hidden + experts(layer.inside("moe."), shape, normalized)
         else:
             hidden = hidden + gated(layer.inside("mlp."), normalized)
-    return (
-        rms_norm(hidden, weights["norm.weight"], shape.rms_eps) @ weights["head.weight"].float().t()
-    )
+    last = rms_norm(hidden, weights["norm.weight"].to(dtype), shape.rms_eps)
+    return last @ weights["head.weight"].to(dtype).t()
 
 
 def rotary_tables(shape: Any, tokens: int) -> tuple[Tensor, Tensor]:  # noqa: ANN401
@@ -125,10 +131,10 @@ def attention(layer: "_Scope", shape: Any, x: Tensor, cos: Tensor, sin: Tensor) 
 def experts(layer: "_Scope", shape: Any, x: Tensor) -> Tensor:  # noqa: ANN401
     """The chosen experts of each token, weighted, and the shared one: f32 like ``x``."""
     chosen_weights, chosen = route(
-        x @ layer["router.weight"].t(),
+        (x @ layer["router.weight"].t()).float(),
         top_k=shape.top_k,
         scoring=shape.scoring,
-        correction_bias=layer["router.correction_bias"] if shape.correction_bias else None,
+        correction_bias=layer["router.correction_bias"].float() if shape.correction_bias else None,
         num_groups=shape.num_groups,
         top_groups=shape.top_groups,
         group_score=shape.group_score,
@@ -161,18 +167,18 @@ def _turns_at(dim: int, theta: float, yarn: Any, turns: float) -> float:  # noqa
 class _Scope:
     """The weights whose names begin with a prefix."""
 
-    def __init__(self, weights: Weights, prefix: str) -> None:
-        self._weights, self._prefix = weights, prefix
+    def __init__(self, weights: Weights, prefix: str, dtype: torch.dtype) -> None:
+        self._weights, self._prefix, self._dtype = weights, prefix, dtype
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._weights[self._prefix + name].float()
+        return self._weights[self._prefix + name].to(self._dtype)
 
     def inside(self, prefix: str) -> "_Scope":
         """Go one level down."""
-        return _Scope(self._weights, self._prefix + prefix)
+        return _Scope(self._weights, self._prefix + prefix, self._dtype)
 
     def linear(self, name: str, x: Tensor) -> Tensor:
         """Multiply by the transposed weight and add the bias, where there is one."""
         result = x @ self[f"{name}.weight"].t()
         bias = self._weights.get(f"{self._prefix}{name}.bias")
-        return result if bias is None else result + bias.float()
+        return result if bias is None else result + bias.to(self._dtype)

@@ -8,7 +8,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, dtype: torch.dtype | None
     """Return ``x / sqrt(mean(x^2) + eps) * weight`` over the last dimension.
 
     Args:
-        x: ``[..., size]`` float32, bfloat16 or float16.
+        x: ``[..., size]`` float64, float32, bfloat16 or float16.
         weight: ``[size]``, of any of these types.
         eps: added to the mean square.
         dtype: of the result; None for that of x.
@@ -16,10 +16,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, dtype: torch.dtype | None
     Returns:
         A tensor shaped like x.
 
-    Guarantees: computed in float32 and rounded to x's type before the weight multiplies.
-    Differentiable with respect to both.
+    Guarantees: computed in float32 (float64 where x is) and rounded to x's type before the weight
+    multiplies. Differentiable with respect to both.
     """
-    wide = x.float()
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
     wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
     normalized = weight * wide.to(x.dtype)
     return normalized.to(dtype or x.dtype)

@@ -302,6 +302,10 @@ impl<'a> Groups<'a> {
         });
     }
 
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "what a task of a region shares with the others"
+    )]
     fn fill_rows(
         &self,
         tier: Tier,

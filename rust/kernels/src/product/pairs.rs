@@ -423,13 +423,13 @@ struct Results<'a> {
 impl Results<'_> {
     /// Sums the lanes of four tokens of four rows, those of a token one after the other, and writes those that there are.
     #[inline(always)]
-    unsafe fn write(&mut self, row: usize, token: usize, lanes: [__m512; LANES]) {
+    unsafe fn write(&mut self, row: usize, token: usize, lanes: &[__m512; LANES]) {
         let rows = TILE_ROWS.min(self.count - row);
         let tokens = TILE_TOKENS.min(self.undo.len() - token);
         let mut undo = [0.0; TILE_TOKENS];
         undo[..tokens].copy_from_slice(&self.undo[token..token + tokens]);
         // SAFETY: the caller has the tier's instructions.
-        let products = unsafe { undone(sums(lanes), undo) };
+        let products = unsafe { undone(sums(*lanes), undo) };
         for (offset, products) in products.chunks_exact(TILE_ROWS).take(tokens).enumerate() {
             self.out[(token + offset) * self.count + row..][..rows]
                 .copy_from_slice(&products[..rows]);
@@ -545,7 +545,7 @@ impl Block {
                         all[offset * TILE_ROWS + row] = lanes;
                     }
                 }
-                results.write(tile * TILE_ROWS, token, all);
+                results.write(tile * TILE_ROWS, token, &all);
                 return;
             }
             for (row, lanes) in lanes.into_iter().enumerate() {
