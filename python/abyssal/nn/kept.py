@@ -7,8 +7,8 @@ from typing import Generic, TypeVar
 
 from torch import nn
 
-from abyssal._core import unchanged
 from abyssal.nn.linear import Linear
+from abyssal.ops.native import unchanged
 
 Compiled = TypeVar("Compiled")
 

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+from collections.abc import Mapping
 from types import ModuleType
 
 import torch
@@ -26,6 +27,12 @@ def is_direct(tensor: Tensor) -> bool:
         and not (tensor.requires_grad and torch.is_grad_enabled())
         and not torch.compiler.is_compiling()
     )
+
+
+def unchanged(homes: list[Mapping[str, object]], names: list[str], values: list[object]) -> bool:
+    """Return whether each mapping still has the very object under its name."""
+    same: bool = core().unchanged(homes, names, values)
+    return same
 
 
 def plain(tensor: Tensor) -> Tensor:
