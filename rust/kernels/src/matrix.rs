@@ -115,6 +115,10 @@ impl<'a> Matrix<'a> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Place {
     pub(crate) start: *const u8,
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        allow(dead_code, reason = "asked for in one tier alone")
+    )]
     pub(crate) len: usize,
 }
 
