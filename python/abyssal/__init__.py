@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from abyssal import chat, kvcache, nn, ops, reference
-    from abyssal._core import OutOfPages, __version__, get_num_threads, set_num_threads
+    from abyssal._core import (
+        OutOfPages,
+        __version__,
+        get_num_threads,
+        kernel_tier,
+        kernel_tiers,
+        set_kernel_tier,
+        set_num_threads,
+    )
     from abyssal.engine import LLM, CompletionOutput, RequestOutput, SamplingParams
     from abyssal.tokenizer import Tokenizer
 
@@ -31,10 +39,13 @@ _HOMES: dict[str, str | None] = {
     "__version__": "abyssal._core",
     "chat": None,
     "get_num_threads": "abyssal._core",
+    "kernel_tier": "abyssal._core",
+    "kernel_tiers": "abyssal._core",
     "kvcache": None,
     "nn": None,
     "ops": None,
     "reference": None,
+    "set_kernel_tier": "abyssal._core",
     "set_num_threads": "abyssal._core",
 }
 
@@ -48,10 +59,13 @@ __all__ = [
     "__version__",
     "chat",
     "get_num_threads",
+    "kernel_tier",
+    "kernel_tiers",
     "kvcache",
     "nn",
     "ops",
     "reference",
+    "set_kernel_tier",
     "set_num_threads",
 ]
 

@@ -26,6 +26,7 @@ __all__ = [
     "get_num_threads",
     "greedy",
     "kernel_tier",
+    "kernel_tiers",
     "linear",
     "mla_attention",
     "mxfp4_linear",
@@ -39,6 +40,7 @@ __all__ = [
     "route_direct",
     "route_table",
     "save_prefix",
+    "set_kernel_tier",
     "set_num_threads",
     "unchanged",
     "write_latents",
@@ -134,6 +136,8 @@ def dequantize_mxfp4(codes: object, scales: object, out: object) -> None: ...
 def get_num_threads() -> int: ...
 def set_num_threads(num_threads: int) -> None: ...
 def kernel_tier() -> str: ...
+def kernel_tiers() -> list[str]: ...
+def set_kernel_tier(name: str) -> None: ...
 def linear(x: object, weight: object, out: object, num_threads: int | None = None) -> None: ...
 def fp8_linear(
     x: object, codes: object, scales: object, out: object, num_threads: int | None = None

@@ -38,12 +38,12 @@ def test_a_layer_has_the_bits_of_its_modules(family, packing, tmp_path):
     model = make(tmp_path, family=family, packing=packing)
     layer, hidden = model.layers[1], torch.zeros(1, 64)
     with torch.no_grad():
-        assert layer.path(hidden, torch.zeros(64, model.latent_width)) == "compiled"
+        assert layer.path(hidden, model.new_caches(64)[0]) == "compiled"
     for got, want in zip(run(model, None, None), run(model, nobody, None), strict=True):
         assert_same_bits(got, want)
 
 
-@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16, torch.uint8])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_pair_of_types_has_the_bits_of_its_modules(dtype, cache_dtype, tmp_path):
     model = make(tmp_path, dtype, packing="fp8")
@@ -106,7 +106,7 @@ def test_no_tokens_give_no_rows(tmp_path):
 def test_modules_are_called_where_somebody_looks_or_has_changed_them(tmp_path):
     model = make(tmp_path, packing="fp8")
     layer, hidden = model.layers[1], torch.zeros(1, 64)
-    cache = torch.zeros(64, model.latent_width)
+    cache = model.new_caches(64, torch.float32)[0].zero_()
 
     def path():
         with torch.no_grad():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+import abyssal
 from abyssal import LLM, Tokenizer
 from abyssal.cli.evaluate import default_window, score
 from abyssal.cli.experts import ExpertLoad, watch_routers
@@ -32,6 +33,15 @@ def held_out() -> list[str]:
 @pytest.fixture(scope="module")
 def sizes() -> dict[str, int]:
     return {file.name: file.stat().st_size for file in bundled_model().iterdir()}
+
+
+def bits_per_byte(llm, texts):
+    """What texts cost a model."""
+    window = default_window(llm.config.max_position, llm.config.vocab_size)
+    load = ExpertLoad(llm.model)
+    with watch_routers(llm.model, load.seen):
+        found = [score(llm, "chapter", text, window, window // 2, load) for text in texts]
+    return math.fsum(each.bits for each in found) / sum(each.num_bytes for each in found)
 
 
 def test_it_is_the_recipes_architecture_and_small_enough(sizes):
@@ -99,17 +109,7 @@ def test_packing_to_fp8_costs_at_most_a_hundredth_of_a_bit(held_out):
     # The weights before packing are not shipped. Packing the shipped ones again, at scales that put
     # the rounding points elsewhere, makes an error of the same kind and size.
     llm = LLM(str(bundled_model()), dtype="float32")
-    window = default_window(llm.config.max_position, llm.config.vocab_size)
-
-    def bits_per_byte():
-        load = ExpertLoad(llm.model)
-        with watch_routers(llm.model, load.seen):
-            found = [
-                score(llm, "chapter", text, window, window // 2, load) for text in held_out[::12]
-            ]
-        return math.fsum(each.bits for each in found) / sum(each.num_bytes for each in found)
-
-    before, errors = bits_per_byte(), []
+    before, errors = bits_per_byte(llm, held_out[::12]), []
     for layer in llm.model.modules():
         if isinstance(layer, Linear) and layer.packed:
             weight, scales = layer.dequantized(torch.float32), layer.scales * 1.37
@@ -119,7 +119,27 @@ def test_packing_to_fp8_costs_at_most_a_hundredth_of_a_bit(held_out):
             errors.append((layer.dequantized(torch.float32) - weight).norm() / weight.norm())
     # Three bits behind the leading one: errors up to 1/16 of a number, about 0.026 in the mean.
     assert 0.02 < min(errors) and max(errors) < 0.035
-    assert abs(bits_per_byte() - before) <= 0.01
+    assert abs(bits_per_byte(llm, held_out[::12]) - before) <= 0.01
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_tier_of_the_machine_gives_the_same_bits_per_byte(held_out, dtype):
+    llm, before = LLM(str(bundled_model()), dtype=dtype), abyssal.kernel_tier()
+    try:
+        found = {}
+        for name in abyssal.kernel_tiers():
+            abyssal.set_kernel_tier(name)
+            found[name] = bits_per_byte(llm, held_out[::30])
+    finally:
+        abyssal.set_kernel_tier(before)
+    # Four digits. Sums in another order; pairs of bfloat16 numbers round weights and activations.
+    assert max(found.values()) - min(found.values()) < 5e-4
+
+
+def test_a_cache_in_fp8_costs_at_most_a_thousandth_of_a_bit(held_out):
+    plain, packed = (LLM(str(bundled_model()), kv_cache_dtype=kind) for kind in ("auto", "fp8"))
+    costs = [bits_per_byte(llm, held_out[::12]) for llm in (plain, packed)]
+    assert 0 < abs(costs[1] - costs[0]) <= 0.001
 
 
 def test_the_tokenizer_encodes_its_text_and_any_other(held_out):

@@ -21,6 +21,7 @@ from abyssal.models.layer import DecoderLayer
 from abyssal.models.shape import ModelShape
 from abyssal.models.watch import OnLayer
 from abyssal.nn import Batch, Linear, RMSNorm, RotaryEmbedding
+from abyssal.reference.checks import row_width
 
 
 class PredictionLayer(nn.Module):
@@ -99,10 +100,12 @@ class DeepseekModel(nn.Module):
             for depth in range(num_mtp_layers)
         )
 
-    @property
-    def latent_width(self) -> int:
-        """Width of a cache row."""
-        return self.config.latent_width
+    def row_bytes(self, dtype: torch.dtype) -> int:
+        """Return the bytes that a token takes in one layer's cache of this type."""
+        return self._row_width(dtype) * dtype.itemsize
+
+    def _row_width(self, dtype: torch.dtype) -> int:
+        return row_width(dtype, self.config.kv_lora_rank, self.config.rope_dim)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -110,8 +113,18 @@ class DeepseekModel(nn.Module):
         return self.norm.weight.dtype
 
     def new_caches(self, num_slots: int, dtype: torch.dtype | None = None) -> list[torch.Tensor]:
-        """Make each layer's cache ``[num_slots, latent_width]``; memory is touched when used."""
-        shape, kind = (num_slots, self.latent_width), dtype or self.dtype
+        """Make each layer's cache for ``num_slots`` tokens; memory is touched when used.
+
+        Args:
+            num_slots: Rows.
+            dtype: Type of the rows, or ``torch.uint8`` for rows in FP8
+                (``abyssal.reference.latents``); the activations' where not given.
+
+        Returns:
+            ``[num_slots, width]`` for each layer.
+        """
+        kind = dtype or self.dtype
+        shape = (num_slots, self._row_width(kind))
         return [
             torch.empty(shape, dtype=kind, device=self.embed.weight.device) for _ in self.layers
         ]

@@ -110,7 +110,7 @@ class DecoderLayer(nn.Module):
             cos: f32 ``[tokens, rope_dim / 2]``.
             sin: Like ``cos``.
             batch: Where each sequence's tokens stand; None runs whole sequences.
-            cache: This layer's rows ``[slots, latent_width]``, written in place.
+            cache: This layer's rows, as ``DeepseekModel.new_caches`` makes them; written in place.
             on_layer: Sees what each part adds.
 
         Returns:

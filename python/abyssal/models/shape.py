@@ -83,11 +83,6 @@ class ModelShape:
     latent_eps: float = 1e-6
 
     @property
-    def latent_width(self) -> int:
-        """Numbers that a token leaves in each layer's cache: the latent and the rotary key."""
-        return self.kv_lora_rank + self.rope_dim
-
-    @property
     def first_dense_layers(self) -> int:
         """How many layers come before the first mixture of experts."""
         return self.moe_layers.index(True) if True in self.moe_layers else self.num_layers

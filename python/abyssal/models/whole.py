@@ -57,7 +57,7 @@ def takes(hidden: torch.Tensor, cache: torch.Tensor) -> bool:
         is_direct(hidden)
         and is_direct(cache)
         and hidden.dtype == torch.float32
-        and cache.dtype in ACTIVATIONS
+        and cache.dtype in (*ACTIVATIONS, torch.uint8)
         and cache.is_contiguous()
         and not torch.is_grad_enabled()
     )

@@ -96,7 +96,7 @@ class MLA(nn.Module):
             cos: f32 ``[tokens, rope / 2]``.
             sin: Like ``cos``.
             batch: Where each sequence's tokens and pages are.
-            cache: ``[pages * page_size, kv_lora + rope]``, written in place at ``batch.slots``.
+            cache: as for ``ops.mla_attention``, written in place at ``batch.slots``.
 
         Returns:
             ``[tokens, hidden_size]`` in the type of ``x``.

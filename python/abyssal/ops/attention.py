@@ -15,6 +15,7 @@ from abyssal.reference.checks import check_attention, check_latents
 from .native import core, is_direct, plain
 
 _NUMBERS = (torch.float32, torch.bfloat16)
+_CACHES = (*_NUMBERS, torch.uint8)
 
 
 def mla_attention(
@@ -36,7 +37,8 @@ def mla_attention(
         query: ``[tokens, heads, nope + rope]`` float32, bfloat16 or float16, not rotated yet.
         cos: float32 ``[tokens, rope / 2]``, of each token's position.
         sin: like ``cos``.
-        cache: ``[pages * page_size, kv_lora + rope]``, the tokens of this step included.
+        cache: ``[pages * page_size, kv_lora + rope]``, or rows in FP8 as bytes (uint8, see
+            ``abyssal.reference.latents``); the tokens of this step included.
         spans: int32 ``[sequences, 4]``: first token in the batch, number of tokens, position of the
             first one, how many of the first ones take the expanded form.
         block_tables: int32 ``[sequences, pages]``, page ids in order of position.
@@ -55,13 +57,13 @@ def mla_attention(
             outside the cache.
 
     Guarantees: computed in float32, rounded once; on a processor with bfloat16 dot products, of a
-    bfloat16 query and cache with ``up`` not float32, what is multiplied is rounded to bfloat16
-    (scaled queries, rebuilt keys and values, softmax weights, whose sum is that of the rounded
-    ones) and summed in float32. A token's bits follow from its query, position and form and the
-    cached rows of its own sequence up to its own position: not from the other tokens, the cut of a
-    prompt into steps, the places of pages, or the threads. Nothing else of the cache is read. At
-    most 256 MB of memory beside the arguments. What is not float32 or bfloat16 in CPU memory, or
-    has a gradient, goes to ``abyssal.reference.mla_attention``.
+    bfloat16 query and a bfloat16 or FP8 cache with ``up`` not float32, what is multiplied is
+    rounded to bfloat16 (scaled queries, numbers of an FP8 cache, rebuilt keys and values, softmax
+    weights, whose sum is that of the rounded ones) and summed in float32. A token's bits follow
+    from its query, position and form and the cached rows of its own sequence up to its own
+    position: not from the other tokens, the cut of a prompt into steps, the places of pages, or the
+    threads. Nothing else of the cache is read. At most 256 MB of memory beside the arguments. What
+    is float16, not in CPU memory, or has a gradient, goes to ``abyssal.reference.mla_attention``.
 
     Source: DeepSeek-V2 (arXiv 2405.04434), section 2.1.
     """
@@ -77,7 +79,7 @@ def mla_attention(
     if not (
         all(is_direct(tensor) for tensor in given)
         and query.dtype in _NUMBERS
-        and cache.dtype in _NUMBERS
+        and cache.dtype in _CACHES
         and up.dtype != torch.float16
     ):
         return reference.mla_attention(
@@ -133,7 +135,7 @@ def write_latents(
         norm: ``[kv_lora]``, the weight of the latents' norm.
         cos: float32 ``[tokens, rope / 2]``, of each token's position.
         sin: like ``cos``.
-        cache: ``[slots, kv_lora + rope]``, written in place.
+        cache: ``[slots, kv_lora + rope]``, or rows in FP8 as bytes (uint8), written in place.
         slots: int64 ``[tokens]``, each token's row of the cache, each its own.
         eps: added to the mean square.
 
@@ -146,9 +148,9 @@ def write_latents(
             from the reference); nothing is written then.
 
     Guarantees: computed in float32 and rounded as a module of the type of ``values`` would, then to
-    the cache's type; a row's bits do not depend on the others, the threads or the machine. Other
-    rows of the cache stay as they are. What is not contiguous float32 or bfloat16 in CPU memory, or
-    has a gradient, goes to ``abyssal.reference.write_latents``.
+    the cache's type, or quantized as by ``quantize_fp8``; a row's bits do not depend on the others,
+    the threads or the machine. Other rows of the cache stay as they are. What is float16, not in
+    CPU memory, not contiguous, or has a gradient, goes to ``abyssal.reference.write_latents``.
 
     Source: DeepSeek-V2 (arXiv 2405.04434), section 2.1.
     """
@@ -158,7 +160,8 @@ def write_latents(
     check_latents(values, norm, cos, sin, cache, slots)
     if not (
         all(is_direct(tensor) for tensor in (values, norm, cos, sin, cache, slots))
-        and all(tensor.dtype in _NUMBERS for tensor in (values, norm, cache))
+        and all(tensor.dtype in _NUMBERS for tensor in (values, norm))
+        and cache.dtype in _CACHES
         and cache.is_contiguous()
     ):
         reference.write_latents(values, norm, cos, sin, cache, slots, eps=eps)

@@ -83,7 +83,8 @@ class DecoderLayer:
             hidden: float32 ``[tokens, hidden_size]``, in CPU memory like all others.
             cos: float32 ``[tokens, rope / 2]``, of each token's position.
             sin: like ``cos``.
-            cache: float32 or bfloat16 ``[slots, kv_lora + rope]``, contiguous, written in place.
+            cache: float32 or bfloat16 ``[slots, kv_lora + rope]``, or rows in FP8 as bytes (uint8),
+                contiguous, written in place.
             slots: int64 ``[tokens]``, each token's row of the cache, each its own.
             spans: as for ``mla_attention``.
             block_tables: as for ``mla_attention``.

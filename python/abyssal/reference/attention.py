@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 
 from .checks import check_attention, check_latents, check_spans
+from .latents import pack_rows, unpack_rows
 from .quant import dequantize_fp8, dequantize_mxfp4
 
 #: Queries whose scores exist at the same time.
@@ -107,7 +108,8 @@ def mla_attention(
         query: ``[tokens, heads, nope + rope]`` float32, bfloat16 or float16, not rotated yet.
         cos: float32 ``[tokens, rope / 2]``, of each token's position.
         sin: like ``cos``.
-        cache: ``[pages * page_size, kv_lora + rope]``, the tokens of this step included.
+        cache: ``[pages * page_size, kv_lora + rope]``, or rows in FP8 as bytes (uint8, see
+            ``abyssal.reference.latents``); the tokens of this step included.
         spans: int32 ``[sequences, 4]``: first token in the batch, number of tokens, position of the
             first one, how many of the first ones take the expanded form.
         block_tables: int32 ``[sequences, pages]``, page ids in order of position.
@@ -148,7 +150,7 @@ def mla_attention(
     parts = []
     for index, (start, length, position, expanded) in enumerate(numbers):
         table = block_tables[index, : -(-(position + length) // page_size)]
-        rows = pages[table.long()].flatten(0, 1)
+        rows = unpack_rows(pages[table.long()].flatten(0, 1), weight.shape[-1])
         done = 0
         while done < length:
             # Some queries at a time, so that their scores fit any machine; one form at a time.
@@ -182,7 +184,7 @@ def write_latents(
         norm: ``[kv_lora]``, the weight of the latents' norm.
         cos: float32 ``[tokens, rope / 2]``, of each token's position.
         sin: like ``cos``.
-        cache: ``[slots, kv_lora + rope]``, written in place.
+        cache: ``[slots, kv_lora + rope]``, or rows in FP8 as bytes (uint8), written in place.
         slots: int64 ``[tokens]``, each token's row of the cache, each its own.
         eps: added to the mean square.
 
@@ -205,4 +207,7 @@ def write_latents(
     wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
     latent = norm * wide.to(values.dtype)
     key = rotate(key.float(), cos, sin).to(values.dtype)
-    cache[slots] = torch.cat((latent, key), dim=-1).to(cache.dtype)
+    if cache.dtype == torch.uint8:
+        cache[slots] = pack_rows(latent, key)
+    else:
+        cache[slots] = torch.cat((latent, key), dim=-1).to(cache.dtype)

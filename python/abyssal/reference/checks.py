@@ -13,6 +13,8 @@ INDICES = (torch.int32, torch.int64)
 SCORINGS = ("softmax", "sigmoid", "sqrtsoftplus")
 GROUP_SCORES = ("max", "top2_sum")
 SCALE_FORMATS = ("f32", "ue8m0")
+# Numbers of a cached latent that have one scale, where it is in FP8.
+LATENT_BLOCK = 128
 # Offsets and positions are int32.
 LARGEST_COUNT = 2**31 - 1
 
@@ -166,6 +168,13 @@ def _check_rotary(tokens: int, cos: Tensor, sin: Tensor) -> int:
     return 2 * int(cos.shape[1])
 
 
+def row_width(dtype: torch.dtype, kv_lora: int, rope: int) -> int:
+    """Return the elements of a cache's row: numbers, or bytes (uint8) of a row in FP8."""
+    if dtype == torch.uint8:
+        return kv_lora + 4 * -(-kv_lora // LATENT_BLOCK) + 2 * rope
+    return kv_lora + rope
+
+
 def check_attention(
     query: Tensor,
     cos: Tensor,
@@ -184,7 +193,7 @@ def check_attention(
     check_range("heads", heads, 1, LARGEST_COUNT)
     rope = _check_rotary(tokens, cos, sin)
     check_range("width of a query", key, rope + 1, LARGEST_COUNT)
-    check_dtype("cache", cache, FLOATS)
+    check_dtype("cache", cache, (*FLOATS, torch.uint8))
     check_rank("cache", cache, 2)
     slots, width = cache.shape
     check_range("width of the cache", width, rope + 1, LARGEST_COUNT)
@@ -201,8 +210,9 @@ def check_attention(
     check_rank("up", up, 2)
     if (up.dtype in packed) != (up_scales is not None):
         raise ValueError(f"up is {up.dtype}; a packed weight, and no other, needs up_scales")
-    rows, columns = up.shape[0], width - rope
-    check_shape("up", up, (rows, columns // 2 if up.dtype == torch.uint8 else columns))
+    rows, columns = up.shape
+    kv_lora = 2 * columns if up.dtype == torch.uint8 else columns
+    check_shape("cache", cache, (slots, row_width(cache.dtype, kv_lora, rope)))
     if rows % heads or rows // heads <= key - rope:
         raise ValueError(
             f"up has {rows} rows; it must have more than {key - rope} for each of {heads} heads"
@@ -237,13 +247,17 @@ def check_latents(
     values: Tensor, norm: Tensor, cos: Tensor, sin: Tensor, cache: Tensor, slots: Tensor
 ) -> None:
     """Check the arguments of ``write_latents``, values of the slots excepted."""
-    for name, tensor, rank in (("values", values, 2), ("norm", norm, 1), ("cache", cache, 2)):
-        check_dtype(name, tensor, FLOATS)
+    for name, tensor, rank, dtypes in (
+        ("values", values, 2, FLOATS),
+        ("norm", norm, 1, FLOATS),
+        ("cache", cache, 2, (*FLOATS, torch.uint8)),
+    ):
+        check_dtype(name, tensor, dtypes)
         check_rank(name, tensor, rank)
     tokens, width = values.shape
     rope = _check_rotary(tokens, cos, sin)
     check_range("width of values", width, rope + 1, LARGEST_COUNT)
     check_shape("norm", norm, (width - rope,))
-    check_shape("cache", cache, (cache.shape[0], width))
+    check_shape("cache", cache, (cache.shape[0], row_width(cache.dtype, width - rope, rope)))
     check_dtype("slots", slots, (torch.int64,))
     check_shape("slots", slots, (tokens,))

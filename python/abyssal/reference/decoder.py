@@ -96,7 +96,7 @@ def decoder_layer(
         hidden: float32 ``[tokens, hidden_size]``.
         cos: float32 ``[tokens, rope / 2]``, of each token's position.
         sin: like ``cos``.
-        cache: ``[slots, kv_lora + rope]``, written in place.
+        cache: as for ``write_latents``, written in place.
         slots: int64 ``[tokens]``, each token's row of the cache, each its own.
         spans: as for ``mla_attention``.
         block_tables: as for ``mla_attention``.

@@ -19,7 +19,7 @@ class Sequence:
         prompt_tokens: Length of the prompt; it decides which form of attention a token uses.
         max_tokens: Room for prompt and generated tokens together.
         page_size: Tokens a page.
-        cache_dtype: Type of the cache; the model's where not given.
+        cache_dtype: Type of the cache, as for ``new_caches``; the model's where not given.
     """
 
     def __init__(
@@ -35,7 +35,8 @@ class Sequence:
         self.model, self.prompt_tokens, self.page_size = model, prompt_tokens, page_size
         self.caches = model.new_caches(num_pages * page_size, cache_dtype)
         for cache in self.caches:
-            cache.fill_(float("nan"))  # a row that is read before it is written shows
+            # A row that is read before it is written shows: bytes of 255 are NaN in each part.
+            cache.fill_(255 if cache.dtype == torch.uint8 else float("nan"))
         self.block_table = torch.arange(num_pages, dtype=torch.int32).flip(0)
         self.position = 0
 

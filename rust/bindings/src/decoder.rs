@@ -5,12 +5,12 @@
 )]
 
 use abyssal_kernels::decoder::{
-    Cache, DecoderLayer as Layer, Error, Norm, NormWeight, Projections, Router, Step,
+    DecoderLayer as Layer, Error, Norm, NormWeight, Projections, Router, Step,
     decoder_layer as compute,
 };
 use abyssal_kernels::gate::Values;
 use abyssal_kernels::mla::Sizes;
-use abyssal_kernels::{Expert, Result as KernelResult, Tier, pool};
+use abyssal_kernels::{Expert, Result as KernelResult, pool};
 use abyssal_quant::Bf16;
 use abyssal_routing::{Rule, Weighting};
 use pyo3::prelude::*;
@@ -19,10 +19,11 @@ use crate::dtype::Dtype;
 use crate::error::BindError;
 use crate::experts::Experts;
 use crate::linear::ACTIVATIONS;
-use crate::mla::{rotary, sizes};
+use crate::mla::{rotary, row_width, rows_of, sizes};
 use crate::routing::{group_score_from, scoring_from};
 use crate::run;
 use crate::tensor::{Held, Tensor, reject_overlap};
+use crate::tier::tier;
 use crate::weight::{Given, Weight, held};
 
 impl From<Error> for BindError {
@@ -225,7 +226,7 @@ impl DecoderLayer {
         let (rotary, _) = rotary(&cos, &sin, tokens)?;
         let [num_slots, _] = sizes("cache", &cache)?;
         let Sizes { kv_lora, rope, .. } = self.sizes;
-        cache.expect_shape("cache", &[num_slots, kv_lora + rope])?;
+        cache.expect_shape("cache", &[num_slots, row_width(&cache, kv_lora, rope)?])?;
         slots.expect_shape("slots", &[tokens])?;
         let [sequences, _] = sizes("spans", &spans)?;
         spans.expect_shape("spans", &[sequences, 4])?;
@@ -251,14 +252,11 @@ impl DecoderLayer {
             tables: block_tables.as_slice("block_tables")?,
             page_size,
         };
-        let mut cache = match cache.expect_dtype("cache", &ACTIVATIONS)? {
-            Dtype::F32 => Cache::F32(cache.as_mut_slice("cache")?),
-            _ => Cache::Bf16(Bf16::from_bits_mut(cache.as_mut_slice("cache")?)),
-        };
+        let mut cache = rows_of(&mut cache)?;
         let (hidden, out) = (hidden.as_slice("hidden")?, out.as_mut_slice("out")?);
         let expert = |number| experts.expert(number);
         let layer = self.layer(experts, &expert)?;
-        let (tier, threads) = (Tier::best(), pool::num_threads());
+        let (tier, threads) = (tier(), pool::num_threads());
         run(py, || {
             if dtype == "float32" {
                 compute::<f32>(tier, &layer, &step, hidden, &mut cache, out, threads)?;

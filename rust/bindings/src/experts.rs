@@ -4,7 +4,7 @@
     reason = "arguments are extracted by value"
 )]
 
-use abyssal_kernels::{Choices, Expert, Layer, Result as KernelResult, Tier, experts, pool};
+use abyssal_kernels::{Choices, Expert, Layer, Result as KernelResult, experts, pool};
 use abyssal_quant::Bf16;
 use pyo3::prelude::*;
 
@@ -13,6 +13,7 @@ use crate::error::BindError;
 use crate::linear::ACTIVATIONS;
 use crate::routing::{execute, matrix};
 use crate::tensor::{Tensor, reject_overlap};
+use crate::tier::tier;
 use crate::weight::{Given, Weight};
 
 /// Gate, up and down.
@@ -157,10 +158,11 @@ impl Experts {
         let expert = |number| self.expert(number);
         let layer = self.layer(&expert)?;
         let num_threads = num_threads.unwrap_or_else(pool::num_threads);
+        let tier = tier();
         macro_rules! call {
             ($x:expr, $out:expr) => {{
                 let (x, out) = ($x, $out);
-                let work = || Ok(experts(Tier::best(), layer, choices, x, out, num_threads)?);
+                let work = || Ok(experts(tier, layer, choices, x, out, num_threads)?);
                 execute(py, usize::MAX, work)
             }};
         }

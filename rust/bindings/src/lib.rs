@@ -26,6 +26,7 @@ mod quant;
 mod routing;
 mod saved;
 mod tensor;
+mod tier;
 mod tokenizer;
 mod torch;
 mod unchanged;
@@ -79,9 +80,7 @@ mod _core {
     #[pymodule_export]
     use crate::kvcache::PageCache;
     #[pymodule_export]
-    use crate::linear::{
-        fp8_linear, get_num_threads, kernel_tier, linear, mxfp4_linear, set_num_threads,
-    };
+    use crate::linear::{fp8_linear, get_num_threads, linear, mxfp4_linear, set_num_threads};
     #[pymodule_export]
     use crate::map::IdBuffer;
     #[pymodule_export]
@@ -96,6 +95,8 @@ mod _core {
     use crate::routing::{permute, route, route_direct, route_table};
     #[pymodule_export]
     use crate::saved::{SavedPrefix, page_identities, save_prefix};
+    #[pymodule_export]
+    use crate::tier::{kernel_tier, kernel_tiers, set_kernel_tier};
     #[pymodule_export]
     use crate::tokenizer::{DecodeStream, EncodeStream, Tokenizer};
     #[pymodule_export]

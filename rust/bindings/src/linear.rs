@@ -4,7 +4,7 @@
     reason = "arguments are extracted by value"
 )]
 
-use abyssal_kernels::{Error, Matrix, Tier, Weights, linear as compute, pool};
+use abyssal_kernels::{Error, Matrix, Weights, linear as compute, pool};
 use abyssal_quant::{Bf16, Scales};
 use pyo3::prelude::*;
 
@@ -13,6 +13,7 @@ use crate::error::BindError;
 use crate::quant::{check_scales, scales_from};
 use crate::routing::{execute, matrix};
 use crate::tensor::{Tensor, reject_overlap};
+use crate::tier::tier;
 
 pub(crate) const ACTIVATIONS: [Dtype; 2] = [Dtype::F32, Dtype::BF16];
 
@@ -67,10 +68,11 @@ fn multiply(
     );
     let num_threads = num_threads.unwrap_or_else(pool::num_threads);
     let size = out.len().saturating_mul(weight.columns());
+    let tier = tier();
     macro_rules! call {
         ($x:expr, $out:expr) => {{
             let (x, out) = ($x, $out);
-            let work = || Ok(compute(Tier::best(), weight, x, out, num_threads)?);
+            let work = || Ok(compute(tier, weight, x, out, num_threads)?);
             execute(py, size, work)
         }};
     }
@@ -177,10 +179,4 @@ pub(crate) fn set_num_threads(num_threads: i64) -> Result<(), BindError> {
     }
     pool::set_num_threads(count);
     Ok(())
-}
-
-/// The instruction tier of the products.
-#[pyfunction]
-pub(crate) fn kernel_tier() -> &'static str {
-    Tier::best().name()
 }

@@ -5,10 +5,10 @@
 )]
 
 use abyssal_kernels::mla::{
-    Attention, Error, Latents, Rotary, Sizes, Written, mla_attention as attend,
-    write_latents as write,
+    Attention, Cache, Error, Latents, Rotary, Sizes, Written, fp8_row_bytes,
+    mla_attention as attend, write_latents as write,
 };
-use abyssal_kernels::{Matrix, Tier, Weights};
+use abyssal_kernels::{Matrix, Weights};
 use abyssal_quant::{Bf16, Element, Scales};
 use pyo3::prelude::*;
 
@@ -16,6 +16,7 @@ use crate::dtype::Dtype;
 use crate::error::BindError;
 use crate::run;
 use crate::tensor::{Tensor, reject_overlap};
+use crate::tier::tier;
 
 impl From<Error> for BindError {
     fn from(error: Error) -> Self {
@@ -52,6 +53,30 @@ pub(crate) fn rotary<'a>(
         sin: sin.as_slice("sin")?,
     };
     Ok((rotary, 2 * half))
+}
+
+/// The types of a cache's rows; bytes are rows in FP8.
+pub(crate) const CACHES: [Dtype; 3] = [Dtype::F32, Dtype::BF16, Dtype::U8];
+
+/// Elements of a cache's row.
+pub(crate) fn row_width(
+    cache: &Tensor<'_>,
+    kv_lora: usize,
+    rope: usize,
+) -> Result<usize, BindError> {
+    Ok(match cache.expect_dtype("cache", &CACHES)? {
+        Dtype::U8 => fp8_row_bytes(kv_lora, rope),
+        _ => kv_lora + rope,
+    })
+}
+
+/// The rows of a cache, to be written.
+pub(crate) fn rows_of<'a>(cache: &'a mut Tensor<'_>) -> Result<Cache<'a>, BindError> {
+    Ok(match cache.expect_dtype("cache", &CACHES)? {
+        Dtype::F32 => Cache::F32(cache.as_mut_slice("cache")?),
+        Dtype::BF16 => Cache::Bf16(Bf16::from_bits_mut(cache.as_mut_slice("cache")?)),
+        _ => Cache::Fp8(cache.as_mut_slice("cache")?),
+    })
 }
 
 /// What is left of a width.
@@ -124,8 +149,10 @@ pub(crate) fn mla_attention(
     let [tokens, heads, key] = sizes("query", &query)?;
     let (rotary, rope) = rotary(&cos, &sin, tokens)?;
     let nope = rest("query", key, rope)?;
-    let [_, width] = sizes("cache", &cache)?;
-    let kv_lora = rest("cache", width, rope)?;
+    let up_matrix = up_from(&up, up_scales.as_ref())?;
+    let kv_lora = up_matrix.columns();
+    let [slots, _] = sizes("cache", &cache)?;
+    cache.expect_shape("cache", &[slots, row_width(&cache, kv_lora, rope)?])?;
     let [_, _, v] = sizes("out", &out)?;
     out.expect_shape("out", &[tokens, heads, v])?;
     let [sequences, _] = sizes("spans", &spans)?;
@@ -143,9 +170,10 @@ pub(crate) fn mla_attention(
     ];
     inputs.extend(up_scales.as_ref().map(|scales| ("up_scales", scales)));
     reject_overlap(&[("out", &out)], &inputs)?;
-    let latents = match cache.expect_dtype("cache", &NUMBERS)? {
+    let latents = match cache.expect_dtype("cache", &CACHES)? {
+        Dtype::F32 => Latents::F32(cache.as_slice("cache")?),
         Dtype::BF16 => Latents::Bf16(Bf16::from_bits(cache.as_slice("cache")?)),
-        _ => Latents::F32(cache.as_slice("cache")?),
+        _ => Latents::Fp8(cache.as_slice("cache")?),
     };
     let attention = Attention {
         sizes: Sizes {
@@ -159,11 +187,11 @@ pub(crate) fn mla_attention(
         rotary,
         latents,
         page_size,
-        up: up_from(&up, up_scales.as_ref())?,
+        up: up_matrix,
         spans: spans.as_slice("spans")?,
         tables: block_tables.as_slice("block_tables")?,
     };
-    let tier = Tier::best();
+    let tier = tier();
     if query.expect_dtype("query", &NUMBERS)? == Dtype::BF16 {
         let query = Bf16::from_bits(query.as_slice("query")?);
         let out = Bf16::from_bits_mut(out.as_mut_slice("out")?);
@@ -198,9 +226,10 @@ pub(crate) fn write_latents(
 ) -> Result<(), BindError> {
     let [tokens, width] = sizes("values", &values)?;
     let (rotary, rope) = rotary(&cos, &sin, tokens)?;
-    norm.expect_shape("norm", &[rest("values", width, rope)?])?;
+    let kv_lora = rest("values", width, rope)?;
+    norm.expect_shape("norm", &[kv_lora])?;
     let [num_slots, _] = sizes("cache", &cache)?;
-    cache.expect_shape("cache", &[num_slots, width])?;
+    cache.expect_shape("cache", &[num_slots, row_width(&cache, kv_lora, rope)?])?;
     slots.expect_shape("slots", &[tokens])?;
     let inputs = [
         ("values", &values),
@@ -226,12 +255,11 @@ pub(crate) fn write_latents(
         slots,
         num_threads,
     };
-    if cache.expect_dtype("cache", &NUMBERS)? == Dtype::BF16 {
-        let cache = Bf16::from_bits_mut(cache.as_mut_slice("cache")?);
-        return run(py, || rest.write(values, cache));
-    }
-    let cache: &mut [f32] = cache.as_mut_slice("cache")?;
-    run(py, || rest.write(values, cache))
+    let mut cache = rows_of(&mut cache)?;
+    run(py, || match values {
+        Either::Wide(values) => rest.write(values, &mut cache),
+        Either::Narrow(values) => rest.write(values, &mut cache),
+    })
 }
 
 /// Numbers of one of two types.
@@ -251,29 +279,18 @@ struct Rest<'a> {
 }
 
 impl Rest<'_> {
-    fn write<C: Element>(&self, values: Either<'_>, cache: &mut [C]) -> Result<(), BindError> {
-        match values {
-            Either::Wide(values) => self.write_values(values, cache),
-            Either::Narrow(values) => self.write_values(values, cache),
-        }
-    }
-
-    fn write_values<T: Element, C: Element>(
-        &self,
-        values: &[T],
-        cache: &mut [C],
-    ) -> Result<(), BindError> {
+    fn write<T: Element>(&self, values: &[T], cache: &mut Cache<'_>) -> Result<(), BindError> {
         match self.norm {
             Either::Wide(norm) => self.write_normalized(values, norm, cache),
             Either::Narrow(norm) => self.write_normalized(values, norm, cache),
         }
     }
 
-    fn write_normalized<T: Element, W: Element, C: Element>(
+    fn write_normalized<T: Element, W: Element>(
         &self,
         values: &[T],
         norm: &[W],
-        cache: &mut [C],
+        cache: &mut Cache<'_>,
     ) -> Result<(), BindError> {
         let written = Written {
             values,

@@ -22,7 +22,7 @@ use crate::gate::{self, Gate, Values, gate_route};
 use crate::linear::linear;
 use crate::matrix::Matrix;
 use crate::memory::{Buffer, Places};
-use crate::mla::{self, Attention, Latents, Rotary, Sizes, Written, mla_attention, write_latents};
+use crate::mla::{self, Attention, Cache, Rotary, Sizes, Written, mla_attention, write_latents};
 use crate::norm::rms_norm;
 use crate::pool;
 use crate::tier::Tier;
@@ -242,52 +242,6 @@ pub struct Step<'a> {
     pub page_size: usize,
 }
 
-/// A layer's rows of latents.
-#[derive(Debug)]
-pub enum Cache<'a> {
-    /// float32.
-    F32(&'a mut [f32]),
-    /// bfloat16.
-    Bf16(&'a mut [Bf16]),
-}
-
-impl Cache<'_> {
-    fn write<T: Element>(
-        &mut self,
-        values: &[T],
-        norm: Norm<'_>,
-        step: &Step<'_>,
-        num_threads: usize,
-    ) -> Result<(), mla::Error> {
-        macro_rules! write {
-            ($norm:expr) => {{
-                let written = Written {
-                    values,
-                    norm: $norm,
-                    eps: norm.eps,
-                    rotary: step.rotary,
-                    slots: step.slots,
-                };
-                match self {
-                    Self::F32(cache) => write_latents(&written, cache, num_threads),
-                    Self::Bf16(cache) => write_latents(&written, cache, num_threads),
-                }
-            }};
-        }
-        match norm.weight {
-            NormWeight::F32(weight) => write!(weight),
-            NormWeight::Bf16(weight) => write!(weight),
-        }
-    }
-
-    fn latents(&self) -> Latents<'_> {
-        match self {
-            Self::F32(cache) => Latents::F32(cache),
-            Self::Bf16(cache) => Latents::Bf16(cache),
-        }
-    }
-}
-
 /// Runs a layer: `hidden` and `out` are `[tokens, hidden_size]`, the activations between its parts are `T`s, and the step's
 /// rows of the cache are written.
 ///
@@ -342,7 +296,7 @@ fn attend<T: Activation>(
     let (mut first, mut second) = (Buffer::take(), Buffer::take());
     let down = first.numbers::<T>(tokens * weights.kv_down.rows());
     linear(tier, &weights.kv_down, x, down, num_threads)?;
-    cache.write(down, weights.kv_norm, step, num_threads)?;
+    write(down, weights.kv_norm, step, cache, num_threads)?;
     let query = second.numbers::<T>(tokens * weights.query.rows());
     if let Some((matrix, norm)) = &weights.query_down {
         let mut third = Buffer::take();
@@ -368,6 +322,32 @@ fn attend<T: Activation>(
     mla_attention(tier, &attention, query, attended, num_threads)?;
     linear(tier, &weights.output, attended, out, num_threads)?;
     Ok(())
+}
+
+/// Writes the step's rows of the cache, of what the down projection gave.
+fn write<T: Element>(
+    values: &[T],
+    norm: Norm<'_>,
+    step: &Step<'_>,
+    cache: &mut Cache<'_>,
+    num_threads: usize,
+) -> Result<(), mla::Error> {
+    macro_rules! write {
+        ($norm:expr) => {{
+            let written = Written {
+                values,
+                norm: $norm,
+                eps: norm.eps,
+                rotary: step.rotary,
+                slots: step.slots,
+            };
+            write_latents(&written, cache, num_threads)
+        }};
+    }
+    match norm.weight {
+        NormWeight::F32(weight) => write!(weight),
+        NormWeight::Bf16(weight) => write!(weight),
+    }
 }
 
 /// The feed-forward part, from the normalized stream to what is added to it.

@@ -23,6 +23,7 @@ mod absorbed;
 mod arithmetic;
 mod error;
 mod expanded;
+mod fp8_row;
 mod latents;
 mod pairs;
 mod softmax;
@@ -39,7 +40,7 @@ use weights::Order;
 use work::Shared;
 
 pub use error::Error;
-pub use latents::Latents;
+pub use latents::{Cache, Latents, fp8_row_bytes};
 pub use write::{Rotary, Written, write_latents};
 
 /// Sizes of an attention layer.
@@ -66,7 +67,7 @@ pub struct Attention<'a> {
     pub scale: f32,
     /// Of each token.
     pub rotary: Rotary<'a>,
-    /// The cache, `[pages * page_size, kv_lora + rope]`.
+    /// The cache, `pages * page_size` rows.
     pub latents: Latents<'a>,
     /// Rows of a page.
     pub page_size: usize,
@@ -142,7 +143,7 @@ fn attend<L: arithmetic::Arithmetic, T: Element, O: Element>(
         sizes.kv_lora,
         attention.up.columns(),
     )?;
-    let page = attention.page_size * (sizes.kv_lora + sizes.rope);
+    let page = attention.page_size * attention.latents.row(sizes.kv_lora, sizes.rope);
     let num_pages = attention.latents.len() / page;
     expect_length("the cache", num_pages * page, attention.latents.len())?;
     let sequences = attention.spans.len() / SPAN;
@@ -185,7 +186,7 @@ fn attend<L: arithmetic::Arithmetic, T: Element, O: Element>(
 /// up projection has none to lose.
 fn takes_pairs<T: Element>(tier: Tier, attention: &Attention<'_>) -> bool {
     let narrow = T::FORMAT == Bf16::FORMAT
-        && matches!(attention.latents, Latents::Bf16(_))
+        && matches!(attention.latents, Latents::Bf16(_) | Latents::Fp8(_))
         && attention.up.packing() != Packing::F32;
     tier.has_pairs() && narrow
 }

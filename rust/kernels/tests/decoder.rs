@@ -6,10 +6,10 @@
 mod bits;
 
 use abyssal_kernels::decoder::{
-    Cache, DecoderLayer, Error, Norm, NormWeight, Projections, Router, Step, decoder_layer,
+    DecoderLayer, Error, Norm, NormWeight, Projections, Router, Step, decoder_layer,
 };
 use abyssal_kernels::gate::Values;
-use abyssal_kernels::mla::{Rotary, Sizes};
+use abyssal_kernels::mla::{Cache, Rotary, Sizes};
 use abyssal_kernels::{Expert, Layer, Matrix, Result, Tier, Weights};
 use abyssal_quant::{Bf16, Element};
 use abyssal_routing::{GroupScore, Rule, Scoring, Weighting};

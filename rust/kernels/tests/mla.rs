@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
 use abyssal_kernels::Tier;
-use abyssal_kernels::mla::{Latents, Rotary, Sizes, Written, write_latents};
+use abyssal_kernels::mla::{Cache, Latents, Rotary, Sizes, Written, fp8_row_bytes, write_latents};
 use abyssal_quant::{Bf16, Element};
 use mla_case::bits::{Bits, bits_of, emulated, sizes, tiers};
 use mla_case::{Case, KINDS, Kind, whole};
@@ -63,6 +63,35 @@ fn ragged_latents_are_right() {
 }
 
 #[test]
+fn a_cache_in_fp8_is_right_for_published_and_ragged_sizes() {
+    let odd = [1, 31, 127, 129, 200].map(|kv_lora| sizes(3, kv_lora, 6, 12, 17));
+    for tier in tiers() {
+        for (index, sizes) in SIZES.into_iter().chain(odd).enumerate() {
+            for (number, kind) in KINDS.into_iter().enumerate() {
+                if kind == Kind::Mxfp4 && sizes.kv_lora % 32 != 0 {
+                    continue;
+                }
+                if emulated() && (index + number) % 5 != 0 {
+                    continue;
+                }
+                let tokens = if emulated() { 7 } else { 40 };
+                let case = Case::random(sizes, tokens, kind, false, number as u64);
+                for case in [case.clone(), case.with_narrow_query()] {
+                    let case = case.with_packed_cache();
+                    case.check(tier, 0, &whole(&case, tier, tokens / 2));
+                }
+            }
+        }
+        let case = Case::random(sizes(2, 160, 8, 16, 24), 450, Kind::Fp8, false, 9);
+        for case in [case.clone(), case.with_narrow_query()] {
+            let case = case.with_packed_cache();
+            case.check(tier, 447, &case.step(tier, 447, 450, 0, 2));
+            case.check(tier, 447, &case.step(tier, 447, 450, 450, 2));
+        }
+    }
+}
+
+#[test]
 fn contexts_of_several_chunks_are_right() {
     let tokens = if emulated() { 790 } else { 1000 };
     for tier in tiers() {
@@ -88,6 +117,9 @@ fn a_token_has_the_same_bits_in_every_cut_of_a_prompt_and_on_every_number_of_thr
         // Rows that are no whole registers, and no pairs.
         let odd = Case::random(sizes(3, 33, 6, 15, 23), tokens, Kind::Fp8, true, 5);
         bits_are_those_of_the_whole(tier, odd.with_narrow_query(), expanded);
+        let packed = Case::random(sizes(2, 130, 6, 15, 23), tokens, Kind::Fp8, false, 5);
+        let packed = packed.with_narrow_query().with_packed_cache();
+        bits_are_those_of_the_whole(tier, packed, expanded);
     }
 }
 
@@ -267,8 +299,11 @@ fn rows_are_normalized_rotated_and_written_to_their_slots() {
         },
         slots,
     };
+    let write = |written: &Written<'_, f32, f32>, cache: &mut [f32], threads| {
+        write_latents(written, &mut Cache::F32(cache), threads)
+    };
     let mut cache = vec![9.0_f32; 211 * 56];
-    write_latents(&written(&values[..], &slots[..]), &mut cache, 2).unwrap();
+    write(&written(&values[..], &slots[..]), &mut cache, 2).unwrap();
     for (slot, row) in cache.chunks(56).enumerate() {
         let Some(token) = slots.iter().position(|&taken| taken == slot as i64) else {
             assert!(row.iter().all(|&value| value == 9.0));
@@ -295,7 +330,7 @@ fn rows_are_normalized_rotated_and_written_to_their_slots() {
         }
     }
     let mut again = vec![9.0_f32; 211 * 56];
-    write_latents(&written(&values[..], &slots[..]), &mut again, 1).unwrap();
+    write(&written(&values[..], &slots[..]), &mut again, 1).unwrap();
     assert_eq!(bits_of(&cache), bits_of(&again));
     let halves: Vec<_> = values.iter().map(|&value| Bf16::store(value)).collect();
     let mut narrow = vec![Bf16(0); 211 * 56];
@@ -310,7 +345,7 @@ fn rows_are_normalized_rotated_and_written_to_their_slots() {
         },
         slots: &slots[..],
     };
-    write_latents(&of_halves, &mut narrow, 1).unwrap();
+    write_latents(&of_halves, &mut Cache::Bf16(&mut narrow), 1).unwrap();
     for (&slot, _) in slots.iter().zip(0..) {
         for place in 0..56 {
             let at = slot as usize * 56 + place;
@@ -322,17 +357,53 @@ fn rows_are_normalized_rotated_and_written_to_their_slots() {
     }
     let mut outside = slots.clone();
     outside[3] = 211;
-    let error = write_latents(&written(&values[..], &outside[..]), &mut again, 1).unwrap_err();
+    let error = write(&written(&values[..], &outside[..]), &mut again, 1).unwrap_err();
     assert_eq!(
         error.to_string(),
         "the slot of token 3 is 211; it must lie in 0..211, that one excluded"
     );
-    let error = write_latents(&written(&values[1..], &slots[..]), &mut again, 1).unwrap_err();
+    let error = write(&written(&values[1..], &slots[..]), &mut again, 1).unwrap_err();
     assert_eq!(
         error.to_string(),
         "the down projection has 3919 elements; it must have 3920"
     );
     assert_eq!(bits_of(&cache), bits_of(&again));
+}
+
+#[test]
+fn rows_in_fp8_are_the_plain_ones_quantized() {
+    for (latent, rope) in [(50, 6), (512, 64), (130, 2), (2500, 4)] {
+        let (tokens, width) = (40, latent + rope);
+        let mut bits = Bits(latent as u64);
+        let values = bits.numbers(tokens * width);
+        let norm = bits.numbers(latent);
+        let angles = bits.numbers(tokens * rope / 2);
+        let slots: Vec<_> = (0..tokens as i64)
+            .map(|token| (token * 3 + 5) % 71)
+            .collect();
+        let written = Written {
+            values: &values[..],
+            norm: &norm[..],
+            eps: 1e-6,
+            rotary: Rotary {
+                cos: &angles,
+                sin: &angles,
+            },
+            slots: &slots,
+        };
+        let bytes = fp8_row_bytes(latent, rope);
+        let (mut plain, mut packed) = (vec![0.0; 71 * width], vec![9; 71 * bytes]);
+        write_latents(&written, &mut Cache::F32(&mut plain), 2).unwrap();
+        write_latents(&written, &mut Cache::Fp8(&mut packed), 2).unwrap();
+        for (slot, row) in packed.chunks(bytes).enumerate() {
+            if slots.contains(&(slot as i64)) {
+                let plain = &mut plain[slot * width..][..width];
+                assert_eq!(row, mla_case::packed::pack(plain, latent));
+            } else {
+                assert!(row.iter().all(|&byte| byte == 9));
+            }
+        }
+    }
 }
 
 proptest! {

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use abyssal_kernels::gate::{Gate, Values, gate_route};
+use abyssal_kernels::mla::{Cache, Sizes, write_latents};
 use abyssal_kernels::mla::{Rotary, Written};
-use abyssal_kernels::mla::{Sizes, write_latents};
 use abyssal_kernels::{Choices, Expert, Layer, Matrix, Tier, Weights, experts, linear, pool};
 use abyssal_quant::{Bf16, Element};
 use abyssal_routing::{GroupScore, Output, Rule, Scoring, Weighting};
@@ -157,7 +157,7 @@ impl Work {
             slots: &slots,
         };
         let mut cache = vec![0.0_f32; tokens * width];
-        write_latents(&written, &mut cache, threads).unwrap();
+        write_latents(&written, &mut Cache::F32(&mut cache), threads).unwrap();
         bits_of(&cache)
     }
 }

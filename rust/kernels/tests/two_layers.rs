@@ -9,10 +9,10 @@
 mod bits;
 
 use abyssal_kernels::decoder::{
-    Activation, Cache, DecoderLayer, Norm, NormWeight, Projections, Router, Step, decoder_layer,
+    Activation, DecoderLayer, Norm, NormWeight, Projections, Router, Step, decoder_layer,
 };
 use abyssal_kernels::gate::Values;
-use abyssal_kernels::mla::{Rotary, Sizes};
+use abyssal_kernels::mla::{Cache, Rotary, Sizes};
 use abyssal_kernels::{Expert, Layer, Matrix, Result, Tier, Weights, linear, rms_norm};
 use abyssal_quant::{Bf16, Element, Rows, ScaleFormat, Scales, dequantize_fp8, quantize_fp8};
 use abyssal_routing::{GroupScore, Rule, Scoring, Weighting};

@@ -6,7 +6,9 @@
 use abyssal_quant::Element;
 
 use super::error::{Error, expect_length};
-use super::work::Shared;
+use super::fp8_row::Fp8Row;
+use super::latents::Cache;
+use crate::memory::Places;
 use crate::norm::normalize;
 use crate::pool;
 
@@ -54,14 +56,14 @@ pub struct Written<'a, T, W> {
     pub slots: &'a [i64],
 }
 
-/// Writes the tokens' rows to the cache, `[num_slots, kv_lora + rope]`. Of tokens with the same slot one is kept whole or
-/// in parts: callers give each its own.
+/// Writes the tokens' rows to the cache. Of tokens with the same slot one is kept whole or in parts: callers give each its
+/// own.
 ///
 /// # Errors
 /// A size that does not fit, or a slot outside the cache; nothing is written then.
-pub fn write_latents<T: Element, W: Element, C: Element>(
+pub fn write_latents<T: Element, W: Element>(
     written: &Written<'_, T, W>,
-    cache: &mut [C],
+    cache: &mut Cache<'_>,
     num_threads: usize,
 ) -> Result<(), Error> {
     let Written {
@@ -86,8 +88,9 @@ pub fn write_latents<T: Element, W: Element, C: Element>(
     expect_length("cos", tokens * half, rotary.cos.len())?;
     expect_length("sin", tokens * half, rotary.sin.len())?;
     expect_length("the down projection", tokens * width, values.len())?;
-    expect_length("the cache", cache.len() / width * width, cache.len())?;
-    let num_slots = cache.len() / width;
+    let row = cache.latents().row(latent, 2 * half);
+    let num_slots = cache.latents().len() / row;
+    expect_length("the cache", num_slots * row, cache.latents().len())?;
     for (token, &slot) in slots.iter().enumerate() {
         if !usize::try_from(slot).is_ok_and(|slot| slot < num_slots) {
             return Err(Error::Slot {
@@ -97,7 +100,44 @@ pub fn write_latents<T: Element, W: Element, C: Element>(
             });
         }
     }
-    let to = Shared::new(cache.as_mut_ptr());
+    match cache {
+        Cache::F32(cache) => write_rows(written, cache, row, num_threads, &store),
+        Cache::Bf16(cache) => write_rows(written, cache, row, num_threads, &store),
+        Cache::Fp8(cache) => {
+            let fp8 = Fp8Row::new(latent, 2 * half);
+            write_rows(written, cache, row, num_threads, &|numbers, row| {
+                fp8.pack(numbers, row);
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Writes a row of plain numbers.
+fn store<C: Element>(numbers: &[f32], row: &mut [C]) {
+    for (to, &value) in row.iter_mut().zip(numbers) {
+        *to = C::store(value);
+    }
+}
+
+/// Computes the numbers of each row and has `store` write them; all sizes fit.
+fn write_rows<T: Element, W: Element, C: Send>(
+    written: &Written<'_, T, W>,
+    cache: &mut [C],
+    row: usize,
+    num_threads: usize,
+    store: &(dyn Fn(&[f32], &mut [C]) + Sync),
+) {
+    let Written {
+        values,
+        norm,
+        rotary,
+        slots,
+        eps,
+    } = *written;
+    let (tokens, latent) = (slots.len(), norm.len());
+    let width = values.len() / tokens;
+    let cache = Places::new(cache);
     let threads = num_threads.min(values.len() / WORK_PER_THREAD).max(1);
     // One task where slots could be the same.
     let each = if threads == 1 || !distinct(slots) {
@@ -106,26 +146,21 @@ pub fn write_latents<T: Element, W: Element, C: Element>(
         TOKENS
     };
     pool::for_each(threads, tokens.div_ceil(each), &|task| {
-        let mut row = vec![0.0; width];
+        let mut numbers = vec![0.0; width];
         for token in task * each..tokens.min((task + 1) * each) {
             let values = &values[token * width..][..width];
             let (latents, rotated) = values.split_at(latent);
-            normalize(latents, norm, written.eps, &mut row[..latent]);
-            rotary.rotate(token, rotated, &mut row[latent..]);
-            let start = slots[token] as usize * width;
-            for (place, &value) in row.iter().enumerate() {
-                // The type of the activations first, as where the cache is apart from them.
-                let value = if place < latent {
-                    value
-                } else {
-                    T::store(value).load()
-                };
-                // SAFETY: the slot lies in the cache; no other task has it.
-                unsafe { *to.at(start + place) = C::store(value) };
+            normalize(latents, norm, eps, &mut numbers[..latent]);
+            rotary.rotate(token, rotated, &mut numbers[latent..]);
+            // The type of the activations first, as where the cache is apart from them.
+            for value in &mut numbers[latent..] {
+                *value = T::store(*value).load();
             }
+            // SAFETY: the slot lies in the cache; no other task has it.
+            let to = unsafe { cache.slice(slots[token] as usize * row, row) };
+            store(&numbers, to);
         }
     });
-    Ok(())
 }
 
 /// Whether all slots differ.

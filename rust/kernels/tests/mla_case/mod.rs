@@ -1,6 +1,7 @@
 //! A layer of latent attention with random numbers, and its results in float64.
 
 pub(crate) mod bits;
+pub(crate) mod packed;
 
 use abyssal_kernels::mla::{Attention, Error, Latents, Rotary, Sizes, mla_attention};
 use abyssal_kernels::{Matrix, Tier, Weights};
@@ -140,6 +141,8 @@ pub(crate) struct Case {
     pub(crate) rows: Vec<f32>,
     /// Whether the cache holds bfloat16.
     pub(crate) narrow: bool,
+    /// The bytes of the rows where the cache is in FP8; else none.
+    pub(crate) packed: Vec<u8>,
     /// Whether queries are given in bfloat16.
     pub(crate) narrow_query: bool,
     pub(crate) page_size: usize,
@@ -170,6 +173,7 @@ impl Case {
             sin: angles.iter().map(|angle| (3.0 * angle).sin()).collect(),
             rows,
             narrow,
+            packed: Vec::new(),
             narrow_query: false,
             page_size: 16,
         }
@@ -181,6 +185,14 @@ impl Case {
         for value in &mut self.query {
             *value = Bf16::store(*value).load();
         }
+        self
+    }
+
+    /// The same with a cache in FP8.
+    pub(crate) fn with_packed_cache(mut self) -> Self {
+        let Sizes { kv_lora, rope, .. } = self.sizes;
+        let rows = self.rows.chunks_mut(kv_lora + rope);
+        self.packed = rows.flat_map(|row| packed::pack(row, kv_lora)).collect();
         self
     }
 
@@ -211,7 +223,16 @@ impl Case {
             cache[slot * width..][..width].copy_from_slice(&self.rows[token * width..][..width]);
         }
         let halves: Vec<Bf16> = cache.iter().map(|&value| Bf16::store(value)).collect();
-        let latents = if self.narrow {
+        let size = packed::row_bytes(self.sizes.kv_lora, self.sizes.rope);
+        let mut bytes = vec![255; (most + 1) * self.page_size * size];
+        for (token, row) in self.packed.chunks(size).enumerate().take(end) {
+            let page = table[token / self.page_size] as usize;
+            let slot = page * self.page_size + token % self.page_size;
+            bytes[slot * size..][..size].copy_from_slice(row);
+        }
+        let latents = if !self.packed.is_empty() {
+            Latents::Fp8(&bytes)
+        } else if self.narrow {
             Latents::Bf16(&halves)
         } else {
             Latents::F32(&cache)
@@ -263,8 +284,20 @@ impl Case {
 
     /// Whether the tier multiplies pairs of bfloat16 numbers here.
     fn rounds(&self, tier: Tier) -> bool {
-        let narrow = self.narrow && self.narrow_query && self.up.kind != Kind::F32;
+        let narrow = self.narrow || !self.packed.is_empty();
+        let narrow = narrow && self.narrow_query && self.up.kind != Kind::F32;
         narrow && tier.name() == "avx512-bf16"
+    }
+
+    /// The cached rows as they are multiplied: codes times their scales are rounded before, where the tier rounds; numbers
+    /// of a bfloat16 cache stay as they are.
+    fn rows_as_read(&self, tier: Tier) -> Vec<f32> {
+        let read = |value: &f32| Bf16::store(*value).load();
+        if self.rounds(tier) {
+            self.rows.iter().map(read).collect()
+        } else {
+            self.rows.clone()
+        }
     }
 
     /// The rotary part of a token's query, rotated.
@@ -316,8 +349,9 @@ impl Case {
         let rotated = self.rotated(token, &query[nope..]);
         let scale = f64::from(self.scale);
         let width = kv_lora + rope;
-        let row = |position: usize| &self.rows[position * width..][..width];
         let rounded = self.rounds(tier);
+        let rows = self.rows_as_read(tier);
+        let row = |position: usize| &rows[position * width..][..width];
         let dot = |row: &[f32], latent: &[f32]| -> f64 {
             let terms = row.iter().zip(latent);
             terms.map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()

@@ -58,7 +58,11 @@ impl<T: Element, O: Element> PairWork for AttendPairs<'_, T, O> {
         let query = &step.panel.queries[index];
         let width = widths.latent + widths.rope;
         let room = width.next_multiple_of(NUMBERS);
-        let copied = if room == width { 0 } else { TILE * room / 2 };
+        let copied = if query.context.copies((width, room)) {
+            TILE * room / 2
+        } else {
+            0
+        };
         let parts = [copied, TILE * HEADS, PAIRS * HEADS, PAIRS * STRIP, HEADS];
         let mut scratch = Scratch::new(Holder::Task, parts.iter().sum());
         let [copies, scores, weights, strip, factors] = parts.map(|size| scratch.part(size));
