@@ -151,7 +151,10 @@ class DeepseekModel(nn.Module):
         cos, sin = self.rotary(batch.positions)
         for layer, cache in zip(self.layers, caches, strict=True):
             hidden = layer(hidden, cos, sin, batch, cache, on_layer)
-        return self.logits(self.norm(hidden if select is None else hidden[select]))
+        if select is not None:
+            # Indexing with brackets would wake torch's threads, which then spin beside ours.
+            hidden = hidden.index_select(0, select)
+        return self.logits(self.norm(hidden))
 
     def forward_sequence(
         self, token_ids: torch.Tensor, on_layer: OnLayer | None = None

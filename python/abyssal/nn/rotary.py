@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+#: Positions are computed for the next multiple of so many.
+TOGETHER = 1024
+
 
 @dataclass(frozen=True)
 class YarnScaling:
@@ -97,6 +100,9 @@ class RotaryEmbedding(nn.Module):
         dim: Number of rotated dimensions.
         theta: Base of the frequencies.
         yarn: Scaling for long contexts.
+
+    Guarantees: on a CPU a position's numbers are computed once, with those around it, and looked up
+    from then on; so they do not depend on the call.
     """
 
     def __init__(self, dim: int, theta: float, yarn: YarnScaling | None = None) -> None:
@@ -106,8 +112,21 @@ class RotaryEmbedding(nn.Module):
         self.register_buffer(
             "inverse_frequencies", inverse_frequencies(dim, theta, yarn), persistent=False
         )
+        self._tables = self._compute(torch.arange(0))
 
     def forward(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return cosine and sine, f32 ``[..., dim / 2]``, of int64 ``positions [...]``."""
+        if positions.device.type != "cpu" or torch.compiler.is_compiling():
+            return self._compute(positions)
+        end = int(positions.max()) + 1 if positions.numel() else 0
+        if end > self._tables[0].shape[0]:
+            with torch.inference_mode(False), torch.no_grad():
+                every = torch.arange(-(-end // TOGETHER) * TOGETHER, device="cpu")
+                self._tables = self._compute(every)
+        # Looked up as an embedding is: other ways wake threads of torch, which spin beside ours.
+        cos, sin = (nn.functional.embedding(positions, table) for table in self._tables)
+        return cos, sin
+
+    def _compute(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         angles = positions[..., None].float() * self.inverse_frequencies
         return angles.cos() * self.factor, angles.sin() * self.factor

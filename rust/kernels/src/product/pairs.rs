@@ -19,7 +19,7 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::direct::Rest;
-use super::{AHEAD_BYTES, LINE, MOST_DIRECT_TOKENS, Product, TILE_ROWS, prefetch};
+use super::{AHEAD_BYTES, LINE, Product, TILE_ROWS, prefetch};
 use crate::activation::{BlockScales, Form, wide_power};
 use crate::avx512::Avx512;
 use crate::lanes::Lanes;
@@ -33,6 +33,8 @@ use crate::pairs::{
 const TILE_TOKENS: usize = 4;
 /// The same where sums and what they are added to need registers.
 const SCALED_TILE_TOKENS: usize = 2;
+/// Tokens that take their weights straight from memory: with two rows sixteen sums.
+const MOST_DIRECT_PAIR_TOKENS: usize = 8;
 /// Tokens that go through scratch memory together, whole tiles.
 const SCRATCH_TOKENS: usize = 128;
 /// Columns unpacked together, whole groups: whole rows of many models, so that memory is read from end to end and sums
@@ -112,7 +114,7 @@ impl Product<'_> {
             let out = &mut out[first * self.rows.len()..tokens.end * self.rows.len()];
             // SAFETY: the caller has the tier's instructions.
             unsafe {
-                if tokens.len() <= MOST_DIRECT_TOKENS {
+                if tokens.len() <= MOST_DIRECT_PAIR_TOKENS {
                     self.direct_pairs(rows, tokens, undo, out);
                 } else {
                     self.pairs_through_scratch(rows, tokens, undo, out);
@@ -145,9 +147,25 @@ impl Product<'_> {
                     let x = [x(0), x(1), x(2)];
                     self.direct_pair_rows::<R, 2, 3>(rows, x, undo, out);
                 }
-                _ => {
+                4 => {
                     let x = [x(0), x(1), x(2), x(3)];
                     self.direct_pair_rows::<R, 2, 4>(rows, x, undo, out);
+                }
+                5 => {
+                    let x = [x(0), x(1), x(2), x(3), x(4)];
+                    self.direct_pair_rows::<R, 2, 5>(rows, x, undo, out);
+                }
+                6 => {
+                    let x = [x(0), x(1), x(2), x(3), x(4), x(5)];
+                    self.direct_pair_rows::<R, 2, 6>(rows, x, undo, out);
+                }
+                7 => {
+                    let x = [x(0), x(1), x(2), x(3), x(4), x(5), x(6)];
+                    self.direct_pair_rows::<R, 2, 7>(rows, x, undo, out);
+                }
+                _ => {
+                    let x = [x(0), x(1), x(2), x(3), x(4), x(5), x(6), x(7)];
+                    self.direct_pair_rows::<R, 2, 8>(rows, x, undo, out);
                 }
             }
         }
