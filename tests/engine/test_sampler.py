@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from abyssal import SamplingParams
-from abyssal.engine.sampler import FIRST_LOOK, likeliest, logprobs, sample, uniform
+from abyssal.engine.sampler import LOOKS, likeliest, logprobs, sample, uniform
 
 ROWS = st.lists(
     st.one_of(st.integers(-4, 4).map(float), st.floats(-20, 20, width=32)), min_size=1, max_size=40
@@ -87,16 +87,17 @@ def test_tokens_are_drawn_with_their_probabilities(parameters) -> None:
     assert statistic < len(groups) + 6 * math.sqrt(2 * len(groups)) + 6
 
 
-def test_top_p_is_the_same_beyond_its_first_look(generator) -> None:
-    # Nearly flat: far more tokens than the first look are needed.
-    row = torch.randn(4 * FIRST_LOOK, generator=generator) * 0.01
+@pytest.mark.parametrize("look", LOOKS)
+def test_top_p_is_the_same_beyond_each_look(look, generator) -> None:
+    # Nearly flat: far more tokens than the look are needed.
+    row = torch.randn(4 * look, generator=generator) * 0.01
     params = SamplingParams(top_p=0.9)
     expected = kept_by_definition(row.tolist(), params)
-    assert len(expected) > 3 * FIRST_LOOK
+    assert len(expected) > 3 * look
     drawn = {sample(row, params, seed=1, position=place) for place in range(1500)}
     assert drawn <= set(expected)
-    # Ids far behind the first look are drawn too.
-    assert len(drawn) > 2 * FIRST_LOOK
+    # Ids far behind the look are drawn too.
+    assert len(drawn) > min(2 * look, 1000)
 
 
 def test_greedy_takes_the_lowest_of_equal_ids() -> None:

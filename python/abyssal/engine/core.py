@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence as Ids
+from contextlib import nullcontext
 from itertools import count
 
 import torch
 
 from abyssal import ops
 from abyssal.engine.runner import Runner
-from abyssal.engine.sampler import logprobs, sample
+from abyssal.engine.sampler import logprobs, one_thread, sample
 from abyssal.engine.scheduler import Scheduler, Step
 from abyssal.engine.sequence import Request, Sequence
 from abyssal.engine.text import Texts
@@ -116,6 +117,12 @@ class EngineCore:
     def _advance(self, step: Step, logits: torch.Tensor, changed: dict[int, Request]) -> None:
         """Commit the step's tokens and use its logits."""
         self._commit(step)
+        drawing = (sequence.request.params for sequence in step.sequences)
+        greedy = all(params is None or params.greedy for params in drawing)
+        with nullcontext() if greedy else one_thread():
+            self._use(step, logits, changed)
+
+    def _use(self, step: Step, logits: torch.Tensor, changed: dict[int, Request]) -> None:
         likeliest = ops.greedy(logits)
         row = 0
         for sequence, taken in zip(step.sequences, step.counts, strict=True):

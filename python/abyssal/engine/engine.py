@@ -45,7 +45,7 @@ class LLM:
             bfloat16: 656 bytes instead of 1152 for V3).
         page_size: Tokens in a page of the cache.
         max_num_seqs: Sequences computed at once.
-        max_num_batched_tokens: Tokens computed at once; prompts are cut to fit.
+        max_num_batched_tokens: Tokens computed at once, 1024 beside answers; prompts are cut.
         max_logprobs: Most log probabilities that a request may ask for.
         chat_format: Name of the chat format; None recognizes it by the checkpoint's files.
         progress: Called while loading, as ``progress(stage, done_bytes, total_bytes)``.
@@ -72,7 +72,7 @@ class LLM:
         kv_cache_dtype: str = "auto",
         page_size: int = 64,
         max_num_seqs: int = 64,
-        max_num_batched_tokens: int = 1024,
+        max_num_batched_tokens: int = 2048,
         max_logprobs: int = 20,
         chat_format: str | None = None,
         progress: Callable[[str, int, int], None] | None = None,

@@ -14,7 +14,8 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -22,7 +23,25 @@ from abyssal.engine.outputs import Logprob
 from abyssal.engine.sampling_params import SamplingParams
 
 #: Top-p looks at so many likeliest tokens before it sorts the whole vocabulary.
-FIRST_LOOK = 256
+LOOKS = (256, 4096)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch's operations on this thread alone for the length of a block.
+
+    A row is too short to share, and threads that helped spin for milliseconds after it, beside
+    those that compute the next step.
+    """
+    before = torch.get_num_threads()
+    if before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def uniform(seed: int, position: int) -> float:
@@ -48,6 +67,8 @@ def likeliest(row: torch.Tensor, count: int) -> torch.Tensor:
 
     Guarantees: ties go to the lower id, which ``torch.topk`` does not promise.
     """
+    if count == row.shape[0]:
+        return torch.sort(row, descending=True, stable=True).indices
     threshold = torch.topk(row, count).values[-1]
     ids = (row >= threshold).nonzero().flatten()
     order = torch.sort(row[ids], descending=True, stable=True).indices
@@ -108,15 +129,15 @@ def _kept(scores: torch.Tensor, params: SamplingParams) -> tuple[torch.Tensor, t
         return torch.arange(vocab), weights
     total = (scores - scores.max()).exp()
     total[total < params.min_p] = 0.0
-    ids = likeliest(scores, min(limit, FIRST_LOOK))
     if limit < vocab:
-        if limit > FIRST_LOOK:
-            ids = likeliest(scores, limit)
+        ids = likeliest(scores, limit)
         mass = total[ids].sum()
     else:
         mass = total.sum()
-        if total[ids].sum() < params.top_p * mass:
-            ids = likeliest(scores, vocab)
+        for count in (*LOOKS, vocab):
+            ids = likeliest(scores, min(count, vocab))
+            if total[ids].sum() >= params.top_p * mass:
+                break
     weights = total[ids]
     # Keep a token when the likelier ones before it do not yet make up top_p.
     before = weights.cumsum(0) - weights

@@ -19,6 +19,9 @@ from abyssal.nn import SEGMENT
 
 #: A request for logits takes part with so few tokens at once that its logits stay small.
 LOGITS_CHUNK = 256
+#: Prompt tokens beside answers at most: these wait for the whole step. A prompt alone takes more at
+#: once, because every step rebuilds the keys of all tokens before it.
+BESIDE_ANSWERS = 1024
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,10 @@ class Scheduler:
 
     def _share_budget(self) -> tuple[list[Sequence], list[int]]:
         """Give each running sequence its tokens: answers first, then prompts by age."""
+        answers = sum(sequence.waiting_tokens == 1 for sequence in self.running)
         budget = self.max_tokens
+        if answers:
+            budget = min(budget, answers + BESIDE_ANSWERS)
         sequences, counts = [], []
         for sequence in sorted(
             self.running, key=lambda each: (each.waiting_tokens > 1, each.order)

@@ -25,7 +25,7 @@ use crate::matrix::{Matrix, Place};
 use crate::memory::{Buffer, Places};
 use crate::pool;
 use crate::product::{Product, TASK_ROWS, following, threads_for};
-use crate::tier::Tier;
+use crate::tier::{Kind, Tier};
 
 /// Inner activations that exist at the same time, at most: 64 MB.
 const MOST_INNER: usize = 1 << 24;
@@ -338,7 +338,7 @@ impl<'a> Groups<'a> {
             gates,
         );
         product(&group.expert.up, next, ups);
-        activate(limit, gates, ups);
+        activate(tier, limit, gates, ups);
         for (token, values) in gates.chunks_exact(count).enumerate() {
             let from = rows.start / group.order.group * group.order.group;
             let to = if last { group.width } else { rows.end };
@@ -347,6 +347,10 @@ impl<'a> Groups<'a> {
             let out = unsafe { inner.slice(group.inner + token * group.width + from, to - from) };
             if last {
                 out.fill(0.0);
+            }
+            if group.form == Form::Pairs {
+                out[..count].copy_from_slice(values);
+                continue;
             }
             for (element, &value) in values.iter().enumerate() {
                 let within = element % group.order.group;
@@ -511,21 +515,46 @@ impl Panels {
     }
 }
 
-/// Turns gates into `silu(gate) * up`, both held to the limit first.
-fn activate(limit: Option<f32>, gates: &mut [f32], ups: &[f32]) {
+/// Turns gates into `silu(gate) * up`, both held to the limit first: the same operations on wider registers in each tier.
+fn activate(tier: Tier, limit: Option<f32>, gates: &mut [f32], ups: &[f32]) {
+    match tier.0 {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a tier of this kind is made only where the processor has its instructions.
+        Kind::Avx2 => unsafe { activate_avx2(limit, gates, ups) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Kind::Avx512 | Kind::Avx512Bf16 => unsafe { activate_avx512(limit, gates, ups) },
+        _ => activate_lanes(limit, gates, ups),
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+unsafe fn activate_avx2(limit: Option<f32>, gates: &mut [f32], ups: &[f32]) {
+    activate_lanes(limit, gates, ups);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq")]
+unsafe fn activate_avx512(limit: Option<f32>, gates: &mut [f32], ups: &[f32]) {
+    activate_lanes(limit, gates, ups);
+}
+
+#[inline(always)]
+fn activate_lanes(limit: Option<f32>, gates: &mut [f32], ups: &[f32]) {
+    // Without a limit none is compared with: one that nothing is above does as well.
+    let limit = limit.unwrap_or(f32::INFINITY);
     for (gate, &up) in gates.iter_mut().zip(ups) {
-        let (mut size, mut other) = (*gate, up);
-        if let Some(limit) = limit {
-            // Comparisons that keep NaN.
-            size = if size > limit { limit } else { size };
-            other = if other > limit { limit } else { other };
-            other = if other < -limit { -limit } else { other };
-        }
+        // Comparisons that keep NaN.
+        let size = if *gate > limit { limit } else { *gate };
+        let other = if up > limit { limit } else { up };
+        let other = if other < -limit { -limit } else { other };
         *gate = silu(size) * other;
     }
 }
 
 /// `x / (1 + exp(-x))`.
+#[inline(always)]
 fn silu(x: f32) -> f32 {
     let small = exp_nonpositive(-x.abs());
     let numerator = if x < 0.0 { small } else { 1.0 };

@@ -110,14 +110,13 @@ impl Product<'_> {
                 *undo =
                     scales.map_or_else(|| wide_power(exponent), |scales| scales.undoing(exponent));
             }
-            let undo = &undo[..tokens.len()];
             let out = &mut out[first * self.rows.len()..tokens.end * self.rows.len()];
             // SAFETY: the caller has the tier's instructions.
             unsafe {
                 if tokens.len() <= MOST_DIRECT_PAIR_TOKENS {
-                    self.direct_pairs(rows, tokens, undo, out);
+                    self.direct_pairs(rows, tokens, &undo, out);
                 } else {
-                    self.pairs_through_scratch(rows, tokens, undo, out);
+                    self.pairs_through_scratch(rows, tokens, &undo, out);
                 }
             }
         }
@@ -245,7 +244,7 @@ impl Product<'_> {
         &self,
         rows: R,
         these: Range<usize>,
-        undo: &[f64],
+        undo: &[f64; SCRATCH_TOKENS],
         out: &mut [f32],
     ) {
         let (count, tokens) = (self.rows.len(), these.len());
@@ -432,25 +431,40 @@ struct Part {
 struct Results<'a> {
     /// Number of rows.
     count: usize,
-    /// What each token's sums are multiplied by.
-    undo: &'a [f64],
+    /// What each token's sums are multiplied by; anything beyond the last token.
+    undo: &'a [f64; SCRATCH_TOKENS],
     /// `[tokens, count]`.
     out: &'a mut [f32],
 }
 
 impl Results<'_> {
-    /// Sums the lanes of four tokens of four rows, those of a token one after the other, and writes those that there are.
+    /// Sums the lanes of `T` tokens of four rows, those of a token one after the other, and writes those that there are.
     #[inline(always)]
-    unsafe fn write(&mut self, row: usize, token: usize, lanes: &[__m512; LANES]) {
-        let rows = TILE_ROWS.min(self.count - row);
-        let tokens = TILE_TOKENS.min(self.undo.len() - token);
-        let mut undo = [0.0; TILE_TOKENS];
-        undo[..tokens].copy_from_slice(&self.undo[token..token + tokens]);
+    unsafe fn write<const T: usize>(&mut self, row: usize, token: usize, lanes: &[__m512; LANES]) {
+        let undo = std::array::from_fn(|offset| self.undo[(token + offset) % SCRATCH_TOKENS]);
         // SAFETY: the caller has the tier's instructions.
         let products = unsafe { undone(sums(*lanes), undo) };
-        for (offset, products) in products.chunks_exact(TILE_ROWS).take(tokens).enumerate() {
-            self.out[(token + offset) * self.count + row..][..rows]
-                .copy_from_slice(&products[..rows]);
+        let products = products.as_chunks::<TILE_ROWS>().0;
+        // Copies of a length known here need no call, around which all registers would be put away.
+        if row + TILE_ROWS <= self.count {
+            for (offset, products) in products.iter().take(T).enumerate() {
+                let start = (token + offset) * self.count + row;
+                self.out[start..start + TILE_ROWS].copy_from_slice(products);
+            }
+        } else {
+            self.write_some(row, token, &products[..T]);
+        }
+    }
+
+    /// Writes those of the products that there are rows for.
+    #[cold]
+    #[inline(never)]
+    fn write_some(&mut self, row: usize, token: usize, products: &[[f32; TILE_ROWS]]) {
+        let tokens = self.out.chunks_exact_mut(self.count).skip(token);
+        for (out, products) in tokens.zip(products) {
+            for (out, product) in out[row..].iter_mut().zip(products) {
+                *out = *product;
+            }
         }
     }
 }
@@ -563,7 +577,7 @@ impl Block {
                         all[offset * TILE_ROWS + row] = lanes;
                     }
                 }
-                results.write(tile * TILE_ROWS, token, &all);
+                results.write::<T>(tile * TILE_ROWS, token, &all);
                 return;
             }
             for (row, lanes) in lanes.into_iter().enumerate() {
