@@ -6,6 +6,7 @@ Every result is compared with the peer's before anything is timed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,10 +21,11 @@ TOKENS = 4096
 ROWS, COLUMNS = 2048, 7168
 
 Pair = tuple[Tensor, Tensor]
+Call = Callable[[], Pair]
 
 
-def _grouped(logits: Tensor, bias: Tensor, out: Pair | None = None) -> Pair:
-    return ops.route(
+def _grouped(logits: Tensor, bias: Tensor, out: Pair | None = None) -> Call:
+    return lambda: ops.route(
         logits,
         top_k=8,
         scoring="sigmoid",
@@ -35,16 +37,18 @@ def _grouped(logits: Tensor, bias: Tensor, out: Pair | None = None) -> Pair:
     )
 
 
-def _ungrouped(logits: Tensor, bias: Tensor, out: Pair | None = None) -> Pair:
-    return ops.route(logits, top_k=8, scoring="sigmoid", correction_bias=bias, scale=2.827, out=out)
+def _ungrouped(logits: Tensor, bias: Tensor, out: Pair | None = None) -> Call:
+    return lambda: ops.route(
+        logits, top_k=8, scoring="sigmoid", correction_bias=bias, scale=2.827, out=out
+    )
 
 
-def _softmax(logits: Tensor, out: Pair | None = None) -> Pair:
-    return ops.route(logits, top_k=6, scoring="softmax", normalize=False, out=out)
+def _softmax(logits: Tensor, out: Pair | None = None) -> Call:
+    return lambda: ops.route(logits, top_k=6, scoring="softmax", normalize=False, out=out)
 
 
-#: Name, experts, experts per token, our call and the peer's, whether they take a bias.
-_RULES: list[tuple[str, int, int, Callable[..., Pair], Callable[..., Pair], bool]] = [
+#: Name, experts, experts per token, what makes our call, the peer's, whether they take a bias.
+_RULES: list[tuple[str, int, int, Callable[..., Call], Callable[..., Pair], bool]] = [
     ("256 experts, 8 groups, top 8, sigmoid", 256, 8, _grouped, eager.route_grouped, True),
     ("384 experts, top 8, sigmoid", 384, 8, _ungrouped, eager.route_ungrouped, True),
     ("64 experts, top 6, softmax", 64, 6, _softmax, eager.route_softmax, False),
@@ -67,15 +71,12 @@ def routing() -> Iterator[Row]:
         for tokens in (TOKENS, 1):
             logits = torch.randn(tokens, experts)
             out = (torch.empty(tokens, top_k), torch.empty(tokens, top_k, dtype=torch.int32))
-            _same_experts(ours(logits, *bias), peer(logits, *bias), logits, *bias)
+            _same_experts(ours(logits, *bias)(), peer(logits, *bias), logits, *bias)
             for given in (out, None):
                 where = "given outputs" if given is not None else "fresh outputs"
                 if tokens > 1 and given is None:
                     continue
-                found = compare(
-                    lambda x=logits, f=ours, b=bias, o=given: f(x, *b, o),  # type: ignore[misc]
-                    lambda x=logits, f=peer, b=bias: f(x, *b),  # type: ignore[misc]
-                )
+                found = compare(ours(logits, *bias, given), partial(peer, logits, *bias))
                 yield Row(
                     name=f"route {tokens} token{'s' * (tokens > 1)}, {name}, {where}",
                     unit="us per token",

@@ -6,7 +6,7 @@ plain PyTorch, bit for bit.
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
+from torch.compiler import is_dynamo_compiling
 
 from abyssal._core import gate_direct, get_num_threads
 from abyssal.reference.checks import check_gate
@@ -66,7 +66,7 @@ def gate_route(
     Source: DeepSeek-V2 and DeepSeek-V3 reports, section 2.1.2.
     """
     selection = (correction_bias, num_groups, top_groups, group_score)
-    if not is_compiling():
+    if not is_dynamo_compiling():
         # The usual call, checked where it runs; everything else is looked at below.
         rule = (top_k, scoring, *selection, normalize, scale)
         direct = gate_direct(x, weight, *rule, out, load, logits, get_num_threads())

@@ -12,11 +12,10 @@ from torch import Tensor
 from abyssal.reference import formats
 from abyssal.reference.checks import FLOATS, SCALE_FORMATS, check_choice, check_dtype
 
+from . import large
 from .native import core, is_direct, plain
 
 FP8_CODES = torch.float8_e4m3fn
-# From here on a page fault every 4 KB of a new result costs more than asking for large pages.
-LARGE_RESULT = 1 << 22
 
 
 def _rows(tensor: Tensor) -> Tensor:
@@ -30,10 +29,7 @@ def _place(out: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> Tens
     """Return memory for a result: the caller's where the compiled code can write to it."""
     if out is not None and out.is_contiguous() and is_direct(out):
         return out
-    place = torch.empty(shape, dtype=dtype, device="cpu")
-    if place.nbytes >= LARGE_RESULT:
-        core().prefer_large_pages(place)
-    return place
+    return large.empty(shape, dtype)
 
 
 def _done(function: str, *tensors: Tensor, rest: tuple[object, ...] = ()) -> bool:
@@ -130,6 +126,7 @@ def dequantize_fp8(
 
     Guarantees: the product is rounded once to float32, then to ``dtype``, both to nearest even.
     NaN codes give NaN. Bits other than a NaN's are equal to ``abyssal.reference.dequantize_fp8``.
+    The storage of a new result of 32 MB or more cannot be resized.
 
     Source: DeepSeek-V3 ``inference/kernel.py``.
     """
@@ -209,7 +206,8 @@ def dequantize_mxfp4(
             than that asks for.
 
     Guarantees: exact in float32 wherever float32 holds the value; scale code 255 gives NaN. Bits
-    other than a NaN's are equal to ``abyssal.reference.dequantize_mxfp4``.
+    other than a NaN's are equal to ``abyssal.reference.dequantize_mxfp4``. The storage of a new
+    result of 32 MB or more cannot be resized.
 
     Source: Open Compute Project, Microscaling Formats 1.0.
     """

@@ -6,7 +6,7 @@ plain PyTorch, bit for bit.
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
+from torch.compiler import is_dynamo_compiling
 
 from abyssal._core import route_direct
 from abyssal.reference.checks import check_permute, check_route, check_route_table
@@ -66,7 +66,7 @@ def route(
     Source: DeepSeek-V2 and DeepSeek-V3 reports, section 2.1.2; LongCat-Flash for softmax with a
     bias.
     """
-    if not is_compiling():
+    if not is_dynamo_compiling():
         # The usual call, checked where it runs; everything else is looked at below.
         direct = route_direct(
             logits,

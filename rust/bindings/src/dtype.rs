@@ -42,6 +42,14 @@ impl Dtype {
         }
     }
 
+    /// Whether the numbers are whole: such tensors have no gradient.
+    pub(crate) fn is_integer(self) -> bool {
+        matches!(
+            self,
+            Self::I8 | Self::U8 | Self::I32 | Self::U32 | Self::I64 | Self::Bool
+        )
+    }
+
     pub(crate) fn from_name(name: &str) -> Self {
         const NAMED: [Dtype; 12] = [
             Dtype::F32,

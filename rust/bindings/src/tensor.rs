@@ -41,6 +41,27 @@ enum Owner<'py> {
     Buffer(PyUntypedBuffer),
 }
 
+/// Refuses torch tensors whose memory does not hold their values.
+#[inline]
+fn check_torch(
+    object: &Bound<'_, PyAny>,
+    torch: &Torch,
+    dtype: Dtype,
+    data: *mut u8,
+    shape: &[usize],
+) -> PyResult<()> {
+    if data.is_null() && !shape.contains(&0) {
+        return Err(not_plain_memory(object, None));
+    }
+    // Such views come from complex numbers: `x.conj().imag`.
+    if matches!(dtype, Dtype::F16 | Dtype::F32 | Dtype::F64) && torch.is_neg(object)? {
+        return Err(PyTypeError::new_err(
+            "expected a plain tensor, got a lazily negated view; call .resolve_neg() first",
+        ));
+    }
+    Ok(())
+}
+
 /// A view of dense CPU memory that lives as long as the Python object it holds.
 pub(crate) struct Tensor<'py> {
     owner: Owner<'py>,
@@ -69,7 +90,8 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Tensor<'py> {
 
 impl<'py> Tensor<'py> {
     /// Reads the view through torch's C table.
-    #[inline]
+    // Into the caller's frame: moving a view takes as long as reading its shape.
+    #[inline(always)]
     fn from_exchange_api(
         object: &Bound<'py, PyAny>,
         torch: &Torch,
@@ -99,16 +121,15 @@ impl<'py> Tensor<'py> {
             .cast::<u8>()
             .wrapping_add(view.byte_offset as usize);
         let dtype = Dtype::from_dlpack(view.code, view.bits, view.lanes);
-        let tensor = Self {
+        check_torch(object, torch, dtype, data, &shape[..ndim])?;
+        Ok(Self {
             owner: Owner::Torch(object.clone()),
             data,
             dtype,
             ndim,
             shape,
             strides,
-        };
-        tensor.check_torch(object, torch)?;
-        Ok(tensor)
+        })
     }
 
     /// Reads the view through torch's Python attributes.
@@ -148,16 +169,15 @@ impl<'py> Tensor<'py> {
             .and_then(|address| address.extract())
             .map_err(refused)?;
         let data = std::ptr::with_exposed_provenance_mut(address);
-        let tensor = Self {
+        check_torch(object, torch, dtype, data, &shape[..ndim])?;
+        Ok(Self {
             owner: Owner::Torch(object.clone()),
             data,
             dtype,
             ndim,
             shape,
             strides,
-        };
-        tensor.check_torch(object, torch)?;
-        Ok(tensor)
+        })
     }
 
     /// Reads the view through the buffer protocol (numpy arrays, `array.array`, `memoryview`, ...).
@@ -193,20 +213,6 @@ impl<'py> Tensor<'py> {
             shape,
             strides,
         })
-    }
-
-    /// Refuses torch tensors whose memory does not hold their values.
-    fn check_torch(&self, object: &Bound<'py, PyAny>, torch: &Torch) -> PyResult<()> {
-        if self.data.is_null() && self.len() > 0 {
-            return Err(not_plain_memory(object, None));
-        }
-        // Such views come from complex numbers: `x.conj().imag`.
-        if matches!(self.dtype, Dtype::F16 | Dtype::F32 | Dtype::F64) && torch.is_neg(object)? {
-            return Err(PyTypeError::new_err(
-                "expected a plain tensor, got a lazily negated view; call .resolve_neg() first",
-            ));
-        }
-        Ok(())
     }
 
     /// The element type.
@@ -272,9 +278,10 @@ impl<'py> Tensor<'py> {
                 )));
             }
             Owner::Torch(object)
-                if object
-                    .getattr(pyo3::intern!(object.py(), "requires_grad"))?
-                    .is_truthy()? =>
+                if !self.dtype.is_integer()
+                    && object
+                        .getattr(pyo3::intern!(object.py(), "requires_grad"))?
+                        .is_truthy()? =>
             {
                 return Err(BindError::value_error(format!(
                     "{name}: cannot write to a tensor that requires a gradient; pass .detach()"

@@ -3,6 +3,7 @@
 use crate::error::{Error, Result, expect_length};
 use crate::float::{Element, e8m0_to_f32};
 use crate::kernels::{AHEAD, Kernels, STREAMED};
+use crate::pages::Pages;
 use crate::rows::Rows;
 
 /// The usual width of a block.
@@ -138,7 +139,11 @@ pub(crate) fn dequantize<T: Element, K: Kernels>(
     } = blocks;
     let kernels = kernels.streaming(size_of_val(out) >= STREAMED);
     let (across, bands) = (blocks.across(), rows.div_ceil(block_rows));
-    for (index, (codes, out)) in codes.iter().zip(out.chunks_exact_mut(columns)).enumerate() {
+    let mut pages = Pages::default();
+    for (index, codes) in codes.iter().enumerate() {
+        let (start, end) = (index * columns, (index + 1) * columns);
+        pages.open(out, end);
+        let out = &mut out[start..end];
         let first = (index / rows * bands + index % rows / block_rows) * across;
         each_block_into(codes, out, block_columns, |block, codes, out| {
             kernels.prefetch(codes, AHEAD);

@@ -15,6 +15,7 @@ mod kernels;
 mod mxfp4;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod pages;
 mod quantize;
 #[cfg(test)]
 mod quotient;

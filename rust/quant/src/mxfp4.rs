@@ -3,6 +3,7 @@
 use crate::error::{Error, Result, expect_length};
 use crate::float::Element;
 use crate::kernels::{AHEAD, INFINITY, Kernels, STREAMED};
+use crate::pages::Pages;
 use crate::rows::Rows;
 
 /// Elements that share a scale.
@@ -72,10 +73,12 @@ pub(crate) fn dequantize<T: Element, K: Kernels>(
 ) {
     let [_, _, half] = codes.shape();
     let kernels = kernels.streaming(size_of_val(out) >= STREAMED);
-    let outs = out
-        .chunks_exact_mut(half * 2)
-        .zip(scales.chunks_exact(half * 2 / BLOCK));
-    for (codes, (out, scales)) in codes.iter().zip(outs) {
+    let mut pages = Pages::default();
+    let rows = codes.iter().zip(scales.chunks_exact(half * 2 / BLOCK));
+    for (index, (codes, scales)) in rows.enumerate() {
+        let (start, end) = (index * half * 2, (index + 1) * half * 2);
+        pages.open(out, end);
+        let out = &mut out[start..end];
         let parts = codes.chunks(PART / 2).zip(scales.chunks(PART / BLOCK));
         for ((codes, scales), out) in parts.zip(out.chunks_mut(PART)) {
             kernels.prefetch(codes, AHEAD);

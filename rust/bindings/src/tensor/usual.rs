@@ -3,7 +3,7 @@
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
-use super::{Dtype, Tensor};
+use super::Tensor;
 use crate::torch::Torch;
 
 /// Reads what nearly every argument is: a `torch.Tensor` or `torch.nn.Parameter` and no other subclass, in CPU memory,
@@ -22,20 +22,19 @@ impl Usual {
         Some(Self { torch, recording })
     }
 
+    #[inline(always)]
     pub(crate) fn tensor<'py>(self, object: &Bound<'py, PyAny>) -> Option<Tensor<'py>> {
         if !self.torch.is_exact(object) && !self.torch.is_parameter(object) {
             return None;
         }
-        let describe = self.torch.describe?;
-        let tensor = Tensor::from_exchange_api(object, self.torch, describe).ok()?;
-        // Whole numbers have no gradient.
-        if self.recording && !matches!(tensor.dtype, Dtype::I32 | Dtype::I64) {
+        if self.recording {
             let required = object.getattr(pyo3::intern!(object.py(), "requires_grad"));
             if required.and_then(|required| required.is_truthy()).ok()? {
                 return None;
             }
         }
-        Some(tensor)
+        // The last step, so that the view is read to where it stays.
+        Tensor::from_exchange_api(object, self.torch, self.torch.describe?).ok()
     }
 
     /// An optional tensor of the usual kind; `None` if it is of another.
