@@ -72,9 +72,10 @@ def test_a_file_has_the_ids_of_its_text(published, tmp_path):
     text = "".join(corpora.standard_library(1_000_000))
     path = tmp_path / "text.txt"
     path.write_text(text, "utf-8", newline="")
-    ids = published.encode_file(path, threads=2)
-    assert ids.dtype == np.int32
-    assert ids.tolist() == published.encode(text)
+    for threads in (1, 2, 3):
+        ids = published.encode_file(path, threads=threads)
+        assert ids.dtype == np.int32
+        assert ids.tolist() == published.encode(text)
     path.write_bytes(b"")
     assert published.encode_file(path).tolist() == []
     path.write_bytes(b"ab\xff")
@@ -82,6 +83,19 @@ def test_a_file_has_the_ids_of_its_text(published, tmp_path):
         published.encode_file(path)
     with pytest.raises(TokenizerError, match="absent"):
         published.encode_file(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_first_byte_that_is_not_utf8_is_named_wherever_it_is(published, tmp_path, threads):
+    data = bytearray("".join(corpora.standard_library(1_000_000)).encode())
+    path = tmp_path / "text.txt"
+    for least in (len(data) - 2, 700_000, 3):
+        at = next(at for at in range(least, 0, -1) if max(data[at - 1 : at + 2]) < 128)
+        # A part of a character, which the byte after it does not go on with.
+        data[at] = 0xE4
+        path.write_bytes(data)
+        with pytest.raises(TokenizerError, match=rf"byte {at} is not UTF-8"):
+            published.encode_file(path, threads=threads)
 
 
 @given(text=texts("<\uff5cUser\uff5c>", "<\uff5cbegin", "\U0001f600"))

@@ -24,7 +24,7 @@ use crate::routing::{group_score_from, scoring_from};
 use crate::run;
 use crate::tensor::{Held, Tensor, reject_overlap};
 use crate::tier::tier;
-use crate::weight::{Given, Weight, held};
+use crate::weight::{Given, Weight, held, reject_weight_overlap};
 
 impl From<Error> for BindError {
     fn from(error: Error) -> Self {
@@ -243,8 +243,10 @@ impl DecoderLayer {
         ];
         reject_overlap(&[("cache", &cache), ("out", &out)], &inputs)?;
         let experts = self.experts.get();
-        experts.reject_overlap(&out)?;
-        Weight::reject_overlap(self.weights(), &out)?;
+        for output in [("cache", &cache), ("out", &out)] {
+            reject_weight_overlap(experts.memory(), output)?;
+            reject_weight_overlap(self.memory(), output)?;
+        }
         let step = Step {
             rotary,
             slots: slots.as_slice("slots")?,
@@ -269,10 +271,24 @@ impl DecoderLayer {
 }
 
 impl DecoderLayer {
-    /// All weights of attention.
-    fn weights(&self) -> impl Iterator<Item = &Weight> {
-        let down = self.query_down.iter().map(|(weight, _)| weight);
-        down.chain([&self.query, &self.kv_down, &self.kv_up, &self.output])
+    /// The memory that weights are read from, those of the experts left out.
+    fn memory(&self) -> impl Iterator<Item = &Held> {
+        let (down, norm) = self
+            .query_down
+            .as_ref()
+            .map(|(down, norm)| (down, norm))
+            .unzip();
+        let matrices = [&self.query, &self.kv_down, &self.kv_up, &self.output];
+        let norms = [&self.input_norm, &self.kv_norm, &self.post_norm];
+        let router = self.router.iter();
+        let router =
+            router.flat_map(|router| router.correction_bias.iter().chain([&router.weight]));
+        matrices
+            .into_iter()
+            .chain(down)
+            .flat_map(Weight::memory)
+            .chain(norms.into_iter().chain(norm).map(|norm| &norm.weight))
+            .chain(router)
     }
 
     fn layer<'a>(

@@ -12,9 +12,9 @@ use crate::dtype::Dtype;
 use crate::error::BindError;
 use crate::linear::ACTIVATIONS;
 use crate::routing::{execute, matrix};
-use crate::tensor::{Tensor, reject_overlap};
+use crate::tensor::{Held, Tensor, reject_overlap};
 use crate::tier::tier;
-use crate::weight::{Given, Weight};
+use crate::weight::{Given, Weight, reject_weight_overlap};
 
 /// Gate, up and down.
 struct Weights3([Weight; 3]);
@@ -68,10 +68,10 @@ impl Experts {
         self.routed[number].expert()
     }
 
-    /// Refuses an output that lies in a weight.
-    pub(crate) fn reject_overlap(&self, out: &Tensor<'_>) -> Result<(), BindError> {
+    /// The memory that weights are read from.
+    pub(crate) fn memory(&self) -> impl Iterator<Item = &Held> {
         let all = self.routed.iter().chain(&self.shared);
-        Weight::reject_overlap(all.flat_map(|expert| &expert.0), out)
+        all.flat_map(|expert| &expert.0).flat_map(Weight::memory)
     }
 }
 
@@ -154,7 +154,7 @@ impl Experts {
             },
         };
         reject_overlap(&[("out", &out)], &inputs)?;
-        self.reject_overlap(&out)?;
+        reject_weight_overlap(self.memory(), ("out", &out))?;
         let expert = |number| self.expert(number);
         let layer = self.layer(&expert)?;
         let num_threads = num_threads.unwrap_or_else(pool::num_threads);

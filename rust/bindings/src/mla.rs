@@ -56,7 +56,7 @@ pub(crate) fn rotary<'a>(
 }
 
 /// The types of a cache's rows; bytes are rows in FP8.
-pub(crate) const CACHES: [Dtype; 3] = [Dtype::F32, Dtype::BF16, Dtype::U8];
+const CACHES: [Dtype; 3] = [Dtype::F32, Dtype::BF16, Dtype::U8];
 
 /// Elements of a cache's row.
 pub(crate) fn row_width(

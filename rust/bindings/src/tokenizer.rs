@@ -222,19 +222,14 @@ impl Tokenizer {
         parse_special: bool,
         threads: usize,
     ) -> Result<IdBuffer, BindError> {
-        let lists = run(py, || {
+        let ids = run(py, || {
             let bytes = FileBytes::open(&path, true).map_err(PyErr::from)?;
-            let text = str::from_utf8(bytes.as_slice()).map_err(|error| {
-                BindError::value_error(format!("byte {} is not UTF-8", error.valid_up_to()))
-            })?;
             interruptible(|stop| {
-                let lists = self
-                    .inner
-                    .encode_many(&[text], parse_special, threads, stop);
-                lists.map_err(|(_, error)| error)
+                self.inner
+                    .encode_utf8(bytes.as_slice(), parse_special, threads, stop)
             })
         })?;
-        Ok(buffer(lists))
+        Ok(IdBuffer::new(ids))
     }
 
     /// The ids of any bytes; no added token is recognized.

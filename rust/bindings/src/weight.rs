@@ -64,23 +64,21 @@ impl Weight {
         Matrix::new(self.rows, self.columns, weights)
     }
 
-    /// Refuses an output that lies in one of the weights.
-    pub(crate) fn reject_overlap<'a>(
-        mut weights: impl Iterator<Item = &'a Self>,
-        out: &Tensor<'_>,
-    ) -> Result<(), BindError> {
-        if weights.any(|weight| weight.overlaps(out)) {
-            return Err(BindError::value_error(
-                "out shares memory with a weight; outputs need memory of their own",
-            ));
-        }
-        Ok(())
+    /// The memory that it is read from.
+    pub(crate) fn memory(&self) -> impl Iterator<Item = &Held> {
+        self.scales.iter().chain([&self.values])
     }
+}
 
-    fn overlaps(&self, output: &Tensor<'_>) -> bool {
-        let scales = self.scales.iter();
-        scales
-            .chain([&self.values])
-            .any(|held| held.overlaps(output))
+/// Refuses an output that lies in one of the weights.
+pub(crate) fn reject_weight_overlap<'a>(
+    mut weights: impl Iterator<Item = &'a Held>,
+    (name, output): (&str, &Tensor<'_>),
+) -> Result<(), BindError> {
+    if weights.any(|weight| weight.overlaps(output)) {
+        return Err(BindError::value_error(format!(
+            "{name} shares memory with a weight; outputs need memory of their own"
+        )));
     }
+    Ok(())
 }

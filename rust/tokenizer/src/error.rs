@@ -114,6 +114,11 @@ pub enum Error {
         /// The largest id of this tokenizer.
         max: u32,
     },
+    /// The text is not UTF-8.
+    NotUtf8 {
+        /// The first byte that is not.
+        at: usize,
+    },
     /// Places were asked for in a text that is changed before it is encoded.
     Composed,
     /// The caller asked to stop.
@@ -202,6 +207,7 @@ impl fmt::Display for Error {
                     "token id {id} is not in this tokenizer, whose largest id is {max}"
                 )
             }
+            Self::NotUtf8 { at } => write!(f, "byte {at} is not UTF-8"),
             Self::Composed => f.write_str(
                 "this tokenizer brings the text to normalization form C first, so its tokens have no places in it",
             ),

@@ -27,6 +27,7 @@ mod load;
 mod merges;
 mod modern;
 mod offsets;
+mod ordered;
 mod pieces;
 mod pretokenize;
 #[allow(

@@ -29,25 +29,25 @@ pub(crate) fn prefetch<T>(place: &T) {
     let _ = place;
 }
 
-/// Tells the system that `words` will be used all over, and are best kept in large pages; elsewhere than on Linux, and
+/// Tells the system that `memory` will be used all over, and are best kept in large pages; elsewhere than on Linux, and
 /// where the system has none to give, it changes nothing.
-pub(crate) fn advise_large_pages(words: &mut [u64]) {
+pub(crate) fn advise_large_pages<T>(memory: &mut [T]) {
     #[cfg(target_os = "linux")]
     {
         const PAGE: usize = 2 << 20;
-        let bytes = std::mem::size_of_val(words);
-        let start = words.as_mut_ptr() as usize;
+        let bytes = std::mem::size_of_val(memory);
+        let start = memory.as_mut_ptr() as usize;
         let first = start.next_multiple_of(PAGE);
         let end = (start + bytes) / PAGE * PAGE;
         if first < end {
-            // SAFETY: the range lies within `words`; the advice changes how memory is mapped, never what it holds.
+            // SAFETY: the range lies within `memory`; the advice changes how memory is mapped, never what it holds.
             unsafe {
                 libc::madvise(first as *mut libc::c_void, end - first, libc::MADV_HUGEPAGE);
             }
         }
     }
     #[cfg(not(target_os = "linux"))]
-    let _ = words;
+    let _ = memory;
 }
 
 /// One bit for each byte of a window, the first lowest.

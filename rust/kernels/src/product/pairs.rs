@@ -128,6 +128,12 @@ impl Product<'_> {
         self.panel.token(self.token(token)).as_ptr().cast()
     }
 
+    /// The numbers of some tokens.
+    #[inline(always)]
+    fn pairs_from<const T: usize>(&self, first: usize) -> [*const u16; T] {
+        std::array::from_fn(|token| self.pairs_of(first + token))
+    }
+
     #[inline(always)]
     unsafe fn direct_pairs<R: PairRows>(
         &self,
@@ -136,36 +142,18 @@ impl Product<'_> {
         undo: &[f64],
         out: &mut [f32],
     ) {
-        let x = |token: usize| self.pairs_of(tokens.start + token);
+        let first = tokens.start;
         // SAFETY: the caller has the tier's instructions; there are as many tokens as each arm says.
         unsafe {
             match tokens.len() {
-                1 => self.direct_pair_rows::<R, 4, 1>(rows, [x(0)], undo, out),
-                2 => self.direct_pair_rows::<R, 4, 2>(rows, [x(0), x(1)], undo, out),
-                3 => {
-                    let x = [x(0), x(1), x(2)];
-                    self.direct_pair_rows::<R, 2, 3>(rows, x, undo, out);
-                }
-                4 => {
-                    let x = [x(0), x(1), x(2), x(3)];
-                    self.direct_pair_rows::<R, 2, 4>(rows, x, undo, out);
-                }
-                5 => {
-                    let x = [x(0), x(1), x(2), x(3), x(4)];
-                    self.direct_pair_rows::<R, 2, 5>(rows, x, undo, out);
-                }
-                6 => {
-                    let x = [x(0), x(1), x(2), x(3), x(4), x(5)];
-                    self.direct_pair_rows::<R, 2, 6>(rows, x, undo, out);
-                }
-                7 => {
-                    let x = [x(0), x(1), x(2), x(3), x(4), x(5), x(6)];
-                    self.direct_pair_rows::<R, 2, 7>(rows, x, undo, out);
-                }
-                _ => {
-                    let x = [x(0), x(1), x(2), x(3), x(4), x(5), x(6), x(7)];
-                    self.direct_pair_rows::<R, 2, 8>(rows, x, undo, out);
-                }
+                1 => self.direct_pair_rows::<R, 4, 1>(rows, self.pairs_from(first), undo, out),
+                2 => self.direct_pair_rows::<R, 4, 2>(rows, self.pairs_from(first), undo, out),
+                3 => self.direct_pair_rows::<R, 2, 3>(rows, self.pairs_from(first), undo, out),
+                4 => self.direct_pair_rows::<R, 2, 4>(rows, self.pairs_from(first), undo, out),
+                5 => self.direct_pair_rows::<R, 2, 5>(rows, self.pairs_from(first), undo, out),
+                6 => self.direct_pair_rows::<R, 2, 6>(rows, self.pairs_from(first), undo, out),
+                7 => self.direct_pair_rows::<R, 2, 7>(rows, self.pairs_from(first), undo, out),
+                _ => self.direct_pair_rows::<R, 2, 8>(rows, self.pairs_from(first), undo, out),
             }
         }
     }
