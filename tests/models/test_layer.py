@@ -173,3 +173,18 @@ def test_what_does_not_fit_is_refused(tmp_path):
 
     with pytest.raises(TypeError, match="hidden"):
         call(weights, doubled, generator)
+
+
+def test_a_cache_that_lies_in_a_weight_is_refused(tmp_path):
+    weights = _weights(make(tmp_path).layers[1])
+    size = weights.kv_norm[0].shape[0]
+    memory = torch.ones(64, size + weights.rope_dim)
+    norm = (memory.view(-1)[:size], 1e-6)
+    layer = ops.DecoderLayer(dataclasses.replace(weights, kv_norm=norm))
+
+    def shared(hidden, cos, sin, cache, *rest, **options):
+        return layer(hidden, cos, sin, memory, *rest, **options)
+
+    with pytest.raises(ValueError, match="cache shares memory with a weight"):
+        call(weights, shared, torch.Generator())
+    assert bool((memory == 1).all())

@@ -96,6 +96,14 @@ fn by_scan(merges: &Merges, symbols: &mut Vec<u32>, first: impl Fn(&[u32], usize
         let token = merges.made(best >> PLACE_BITS);
         symbols[left] = token;
         let after = next[right] as usize;
+        let before = previous[left] as usize;
+        // Both are asked for before one is looked at: neither can be guessed, and both are far away in the caches.
+        if after < count {
+            merges.prefetch(token, symbols[after]);
+        }
+        if left > 0 {
+            merges.prefetch(symbols[before], token);
+        }
         next[left] = after as u8;
         if right < count - 1 {
             keys[right / 8][right % 8] = NONE;
@@ -107,7 +115,6 @@ fn by_scan(merges: &Merges, symbols: &mut Vec<u32>, first: impl Fn(&[u32], usize
             keys[left / 8][left % 8] = NONE;
         }
         if left > 0 {
-            let before = previous[left] as usize;
             keys[before / 8][before % 8] = key(merges.rank(symbols[before], token), before);
         }
     }

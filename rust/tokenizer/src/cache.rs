@@ -4,7 +4,7 @@
 //! up to 15 bytes   one u128 (the bytes, then 4 bits of token count and 4 of length), up to 4 tokens beside it;
 //!                  two of these fill a line of memory, found by one multiplication; a line that is
 //!                  full may use the one beside it
-//! up to 255 bytes  a slot that points at the bytes, which the tokens follow; when those are full all is forgotten
+//! up to 255 bytes  a slot that points at the bytes and at the tokens; when they are full all is forgotten
 //! ```
 //!
 //! Nothing here is shared: [`Pool`] lends whole caches, one to a call.
@@ -117,8 +117,7 @@ pub(crate) type Few = [u64; 2];
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct View<'a> {
     lines: &'a [[u64; LINE]],
-    slots: &'a [Slot],
-    stored: &'a [u8],
+    slots: &'a [[u32; 4]],
 }
 
 impl View<'_> {
@@ -137,17 +136,6 @@ impl View<'_> {
     #[inline(always)]
     pub(crate) fn prefetch_long(&self, hash: u64) {
         simd::prefetch(&self.slots[hash as usize & (self.slots.len() - 1)]);
-    }
-
-    /// Asks for the memory that `Cache::long` will read next.
-    #[inline(always)]
-    pub(crate) fn prefetch_stored(&self, hash: u64) {
-        let place = self.slots[hash as usize & (self.slots.len() - 1)].place as usize;
-        for line in [place, place + 8 * LINE] {
-            if let Some(byte) = self.stored.get(line) {
-                simd::prefetch(byte);
-            }
-        }
     }
 
     /// The tokens of a short piece that stands in its own line, and how many there are.
@@ -175,32 +163,23 @@ pub(crate) struct Cache {
     most_lines: usize,
     /// How many short pieces were forgotten since there are so many lines.
     forgotten: usize,
-    /// All slots that there may ever be: those beyond `slot_mask` are never touched, and so take no memory.
-    slots: Vec<Slot>,
+    /// Hash, places of the bytes and of the tokens, length and count; a length of 0 is a free slot. All slots that there
+    /// may ever be: those beyond `slot_mask` are never touched, and so take no memory.
+    slots: Vec<[u32; 4]>,
     slot_mask: usize,
     /// Slots taken since there are so many.
     taken: usize,
-    /// The bytes of each long piece and its tokens directly after them, most of which fill one or two lines of memory.
     /// Room for all from the first long piece on, which takes memory as it is filled.
-    stored: Vec<u8>,
-    most_stored: usize,
-    /// Bytes that were in use when all was forgotten.
+    bytes: Vec<u8>,
+    tokens: Vec<u32>,
+    most_bytes: usize,
+    /// Bytes of both that were in use when all was forgotten.
     used: usize,
 }
 
-/// Where a long piece is stored.
-#[derive(Debug, Clone, Copy, Default)]
-struct Slot {
-    hash: u64,
-    place: u32,
-    /// Bytes of the piece; 0 in a free slot.
-    length: u16,
-    /// Its tokens.
-    count: u16,
-}
-
 impl Cache {
-    /// A cache of at most `size` bytes, a third for short pieces, a sixth for slots, half for long pieces; at first as much as a text of `expected` bytes is likely to need.
+    /// A cache of at most `size` bytes, a third for short pieces, a sixth for slots, a quarter each for bytes and tokens;
+    /// at first as much as a text of `expected` bytes is likely to need.
     fn new(size: usize, expected: usize) -> Self {
         let power = |count: usize| 1_usize << (usize::BITS - 1 - count.max(1).leading_zeros());
         let most_lines = power(size / 3 / (8 * LINE)).max(2);
@@ -210,11 +189,12 @@ impl Cache {
             lines: Lines::new(lines, most_lines),
             most_lines,
             forgotten: 0,
-            slots: vec![Slot::default(); most_slots],
+            slots: vec![[0; 4]; most_slots],
             slot_mask: most_slots.min(FIRST_SLOTS) - 1,
             taken: 0,
-            stored: Vec::new(),
-            most_stored: size / 2,
+            bytes: Vec::new(),
+            tokens: Vec::new(),
+            most_bytes: size / 4,
             used: 0,
         }
     }
@@ -230,7 +210,6 @@ impl Cache {
         View {
             lines: self.lines.all(),
             slots: &self.slots[..=self.slot_mask],
-            stored: &self.stored,
         }
     }
 
@@ -334,17 +313,18 @@ impl Cache {
         fold(hash ^ half(last), half(last.get(8..).unwrap_or_default()))
     }
 
-    /// The tokens of a piece that is not remembered by a key, in little-endian order.
+    /// The tokens of a piece that is not remembered by a key.
     #[inline]
-    pub(crate) fn long(&self, hash: u64, piece: &[u8]) -> Option<&[[u8; 4]]> {
+    pub(crate) fn long(&self, hash: u64, piece: &[u8]) -> Option<&[u32]> {
         for step in 0..REACH {
-            let slot = &self.slots[(hash as usize).wrapping_add(step) & self.slot_mask];
+            let [tag, bytes, tokens, sizes] =
+                self.slots[(hash as usize).wrapping_add(step) & self.slot_mask];
             // Behind a free slot another may still be taken: the number of slots has doubled.
-            if slot.hash == hash && usize::from(slot.length) == piece.len() {
-                let entry = self.stored.get(slot.place as usize..)?;
-                let (bytes, tokens) = entry.split_at_checked(piece.len())?;
-                if bytes == piece {
-                    return tokens.as_chunks().0.get(..usize::from(slot.count));
+            if tag == (hash >> 32) as u32 && (sizes & 0xffff) as usize == piece.len() {
+                let start = bytes as usize;
+                if self.bytes.get(start..start + piece.len()) == Some(piece) {
+                    let start = tokens as usize;
+                    return self.tokens.get(start..start + (sizes >> 16) as usize);
                 }
             }
         }
@@ -356,36 +336,39 @@ impl Cache {
         if piece.len() > LONG || tokens.len() > LONG {
             return;
         }
-        if self.stored.len() + piece.len() + 4 * tokens.len() > self.most_stored {
+        let full = self.bytes.len() + piece.len() > self.most_bytes
+            || (self.tokens.len() + tokens.len()) * 4 > self.most_bytes;
+        if full {
             self.used = self.long_bytes();
-            self.slots[..=self.slot_mask].fill(Slot::default());
+            self.slots[..=self.slot_mask].fill([0; 4]);
             self.taken = 0;
-            self.stored.clear();
+            self.bytes.clear();
+            self.tokens.clear();
         }
-        if self.stored.capacity() == 0 {
-            self.stored.reserve_exact(self.most_stored);
+        if self.bytes.capacity() == 0 {
+            self.bytes.reserve_exact(self.most_bytes);
+            self.tokens.reserve_exact(self.most_bytes / 4);
         }
-        let slot = Slot {
-            hash,
-            place: self.stored.len() as u32,
-            length: piece.len() as u16,
-            count: tokens.len() as u16,
-        };
-        self.stored.extend_from_slice(piece);
-        self.stored
-            .extend(tokens.iter().flat_map(|token| token.to_le_bytes()));
+        let slot = [
+            (hash >> 32) as u32,
+            self.bytes.len() as u32,
+            self.tokens.len() as u32,
+            piece.len() as u32 | (tokens.len() as u32) << 16,
+        ];
+        self.bytes.extend_from_slice(piece);
+        self.tokens.extend_from_slice(tokens);
         if self.taken > self.slot_mask / 2 && self.slot_mask + 1 < self.slots.len() {
             self.double_slots();
         }
-        self.take_slot(slot);
+        self.take_slot(hash, slot);
     }
 
     /// Writes a slot where its hash wants it, over another when all places are taken.
-    fn take_slot(&mut self, slot: Slot) {
-        let at = |step: usize| (slot.hash as usize).wrapping_add(step) & self.slot_mask;
-        let free = (0..REACH).map(at).find(|&at| self.slots[at].length == 0);
+    fn take_slot(&mut self, hash: u64, slot: [u32; 4]) {
+        let at = |step: usize| (hash as usize).wrapping_add(step) & self.slot_mask;
+        let free = (0..REACH).map(at).find(|&at| self.slots[at][3] == 0);
         self.taken += usize::from(free.is_some());
-        let at = free.unwrap_or_else(|| at(slot.place as usize % REACH));
+        let at = free.unwrap_or_else(|| at(slot[1] as usize % REACH));
         self.slots[at] = slot;
     }
 
@@ -396,18 +379,24 @@ impl Cache {
         self.slot_mask = 2 * before - 1;
         for at in 0..before {
             let slot = self.slots[at];
+            let start = slot[1] as usize;
+            let length = (slot[3] & 0xffff) as usize;
+            let Some(piece) = self.bytes.get(start..start + length) else {
+                continue;
+            };
+            let hash = Self::hash_of(piece);
             // The first ones may be there because the last were taken.
-            if slot.length > 0 && (at < REACH || slot.hash as usize & before != 0) {
-                self.slots[at] = Slot::default();
+            if length > 0 && (at < REACH || hash as usize & before != 0) {
+                self.slots[at] = [0; 4];
                 self.taken -= 1;
-                self.take_slot(slot);
+                self.take_slot(hash, slot);
             }
         }
     }
 
     /// Bytes of the long pieces and of their tokens.
     fn long_bytes(&self) -> usize {
-        self.used.max(self.stored.len())
+        self.used.max(self.bytes.len() + self.tokens.len() * 4)
     }
 
     /// Bytes of memory taken.
@@ -493,16 +482,6 @@ mod tests {
         Some(all[..count].to_vec())
     }
 
-    fn long(cache: &Cache, hash: u64, piece: &[u8]) -> Option<Vec<u32>> {
-        let tokens = cache.long(hash, piece)?;
-        Some(
-            tokens
-                .iter()
-                .map(|&bytes| u32::from_le_bytes(bytes))
-                .collect(),
-        )
-    }
-
     fn key(piece: &[u8]) -> Key {
         let mut window = [0xaa; 16];
         window[..piece.len()].copy_from_slice(piece);
@@ -527,12 +506,12 @@ mod tests {
                     prop_assert_eq!(short(&mut cache, &piece), Some(expected));
                 } else {
                     let hash = Cache::hash_of(&piece);
-                    if let Some(found) = long(&cache, hash, &piece) {
+                    if let Some(found) = cache.long(hash, &piece) {
                         prop_assert!(known.contains(&piece));
-                        prop_assert_eq!(&found, &expected);
+                        prop_assert_eq!(found, &expected[..]);
                     }
                     cache.learn_long(hash, &piece, &expected);
-                    prop_assert_eq!(long(&cache, hash, &piece), Some(expected));
+                    prop_assert_eq!(cache.long(hash, &piece), Some(&expected[..]));
                 }
                 known.insert(piece);
             }

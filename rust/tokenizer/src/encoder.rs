@@ -22,8 +22,6 @@ pub(crate) trait Sink {
     fn few(&mut self, tokens: Few, count: usize);
     /// Any number of tokens.
     fn many(&mut self, tokens: &[u32]);
-    /// As `many`, in little-endian order.
-    fn stored(&mut self, tokens: &[[u8; 4]]);
 }
 
 /// Appends ids to a list.
@@ -90,18 +88,6 @@ impl Sink for Ids<'_> {
         self.list[self.length..end].copy_from_slice(tokens);
         self.length = end;
     }
-
-    #[inline]
-    fn stored(&mut self, tokens: &[[u8; 4]]) {
-        let end = self.length + tokens.len();
-        if end > self.list.len() {
-            self.grow(tokens.len());
-        }
-        for (place, &token) in self.list[self.length..end].iter_mut().zip(tokens) {
-            *place = u32::from_le_bytes(token);
-        }
-        self.length = end;
-    }
 }
 
 /// Counts tokens and keeps none.
@@ -116,11 +102,6 @@ impl Sink for Count {
 
     #[inline]
     fn many(&mut self, tokens: &[u32]) {
-        self.0 += tokens.len();
-    }
-
-    #[inline]
-    fn stored(&mut self, tokens: &[[u8; 4]]) {
         self.0 += tokens.len();
     }
 }
@@ -373,12 +354,6 @@ impl<'a, S: Sink> Encoder<'a, S> {
     #[inline(never)]
     fn look_up(&mut self, text: &[u8], mut waiting: &[Waiting]) {
         self.expects_news = false;
-        let cache = self.cache.view();
-        for piece in waiting {
-            if piece.end - piece.start > SHORT {
-                cache.prefetch_stored(piece.hash);
-            }
-        }
         loop {
             let found = known(self.cache.view(), waiting, self.sink);
             let Some((first, rest)) = waiting[found..].split_first() else {
@@ -432,7 +407,7 @@ impl<'a, S: Sink> Encoder<'a, S> {
             return;
         }
         if let Some(tokens) = self.cache.long(hash, piece) {
-            return self.sink.stored(tokens);
+            return self.sink.many(tokens);
         }
         if self.merge(piece) {
             self.cache.learn_long(hash, piece, &self.symbols);
