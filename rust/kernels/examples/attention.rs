@@ -196,7 +196,8 @@ fn main() {
             nope,
             v,
         };
-        let layer = Layer::new(sizes, 8192, if heads == 16 { 8192 } else { 1024 });
+        let most = if heads == 16 { 8192 } else { 1024 };
+        let layer = Layer::new(sizes, 8192, most);
         let absorbed = |context: usize, tokens: usize| {
             let pairs = tokens * context - tokens * (tokens - 1) / 2;
             2 * heads * (pairs * (2 * 512 + 64) + tokens * 512 * (nope + v))
@@ -215,7 +216,7 @@ fn main() {
             ("prompt of 1024", 1024, 1024, true),
             ("last 1024 of a prompt of 8192", 8192, 1024, true),
         ] {
-            if tokens * heads > 8192 * 16 {
+            if tokens > most {
                 continue;
             }
             let work = if prompt {
