@@ -1,6 +1,6 @@
 //! Ids of parts of texts, put end to end in the order of the parts, whichever is done first.
 //!
-//! What waits is what was done before its turn, so at most one part for each thread.
+//! What is done before its turn waits: little, where parts take about as long.
 
 use std::collections::BTreeMap;
 
@@ -48,7 +48,8 @@ impl<'a> Ordered<'a> {
             match result {
                 Ok(ids) => self.append(part, ids),
                 Err(error) => {
-                    self.error = self.error.take().or(Some((part.text, error)));
+                    // Nothing passes this part any more, so there is no second error.
+                    self.error = Some((part.text, error));
                     return;
                 }
             }
