@@ -38,7 +38,7 @@ const SCRATCH_TOKENS: usize = 63;
 pub(crate) const PANEL_TOKENS: usize = 256;
 /// Columns unpacked together: with 64 rows, a quarter of a small second-level cache.
 const SCRATCH_COLUMNS: usize = 512;
-/// How far ahead lines are asked for.
+/// How far ahead lines are asked for, at least.
 const AHEAD_BYTES: usize = 16_384;
 const LINE: usize = 64;
 /// Multiplications that are worth a thread.
@@ -167,6 +167,14 @@ impl Product<'_> {
     /// Number of tokens.
     fn len(&self) -> usize {
         self.tokens.map_or(self.panel.len(), <[u32]>::len)
+    }
+
+    /// How far ahead lines are asked for while `rows` rows pass side by side: the last of them begins a tile away from the
+    /// first, and its first bytes are read right at the beginning.
+    #[inline(always)]
+    fn ahead(rows: usize, stored: &impl Stored) -> usize {
+        let tile = rows * stored.row_bytes();
+        AHEAD_BYTES.max(tile + tile / 4)
     }
 
     /// Asks for the line at an offset from the beginning of row `first` of a task; behind its last row what comes next lies.

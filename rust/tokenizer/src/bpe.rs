@@ -19,7 +19,9 @@ use crate::merges::{Merges, NONE, RANK_BITS};
 /// Pieces of more symbols than this go through a heap: the scan's cost grows with the square.
 const SCAN_LIMIT: usize = 64;
 const PLACE_BITS: u32 = SCAN_LIMIT.trailing_zeros();
-const _: () = assert!(RANK_BITS + PLACE_BITS < 32);
+const _: () = assert!(RANK_BITS + PLACE_BITS < 31);
+/// Behind every key.
+const NO_KEY: i32 = i32::MAX;
 /// Symbols of a window; four times the longest token if that is more.
 const WINDOW: usize = 1024;
 /// How many tokens at the end of a window are dropped.
@@ -52,14 +54,30 @@ pub(crate) fn apply(
     }
 }
 
-/// The key of a pair of rank `rank` at `place`, or the greatest key without a rank.
+/// The key of a pair of rank `rank` at `place`, or the greatest key without a rank. Keys have a sign, which they do not
+/// use, because every x86-64 processor compares such numbers four at a time.
 #[inline]
-fn key(rank: u32, place: usize) -> u32 {
+fn key(rank: u32, place: usize) -> i32 {
     if rank == NONE {
-        NONE
+        NO_KEY
     } else {
-        rank << PLACE_BITS | place as u32
+        (rank << PLACE_BITS | place as u32) as i32
     }
+}
+
+/// The least of some keys.
+#[inline]
+fn least(rows: &[[i32; 8]]) -> i32 {
+    let mut lanes = rows[0];
+    for row in &rows[1..] {
+        for (lane, &other) in lanes.iter_mut().zip(row) {
+            *lane = (*lane).min(other);
+        }
+    }
+    let [a, b, c, d, e, f, g, h] = lanes;
+    let fours = [a.min(e), b.min(f), c.min(g), d.min(h)];
+    let twos = [fours[0].min(fours[2]), fours[1].min(fours[3])];
+    twos[0].min(twos[1])
 }
 
 fn by_scan(merges: &Merges, symbols: &mut Vec<u32>, first: impl Fn(&[u32], usize) -> u32) {
@@ -67,7 +85,7 @@ fn by_scan(merges: &Merges, symbols: &mut Vec<u32>, first: impl Fn(&[u32], usize
     if count < 2 {
         return;
     }
-    let mut keys = [NONE; SCAN_LIMIT];
+    let mut keys = [NO_KEY; SCAN_LIMIT];
     let mut next = [0_u8; SCAN_LIMIT];
     let mut previous = [0_u8; SCAN_LIMIT];
     for place in 0..count {
@@ -81,19 +99,13 @@ fn by_scan(merges: &Merges, symbols: &mut Vec<u32>, first: impl Fn(&[u32], usize
     let (chunks, _) = keys.as_chunks_mut::<8>();
     let keys = &mut chunks[..rows];
     loop {
-        let mut lanes = keys[0];
-        for row in &keys[1..] {
-            for (lane, &other) in lanes.iter_mut().zip(row) {
-                *lane = (*lane).min(other);
-            }
-        }
-        let best = lanes.into_iter().fold(NONE, u32::min);
-        if best == NONE {
+        let best = least(keys);
+        if best == NO_KEY {
             break;
         }
         let left = (best as usize) % SCAN_LIMIT;
         let right = next[left] as usize;
-        let token = merges.made(best >> PLACE_BITS);
+        let token = merges.made(best as u32 >> PLACE_BITS);
         symbols[left] = token;
         let after = next[right] as usize;
         let before = previous[left] as usize;
@@ -106,13 +118,13 @@ fn by_scan(merges: &Merges, symbols: &mut Vec<u32>, first: impl Fn(&[u32], usize
         }
         next[left] = after as u8;
         if right < count - 1 {
-            keys[right / 8][right % 8] = NONE;
+            keys[right / 8][right % 8] = NO_KEY;
         }
         if after < count {
             previous[after] = left as u8;
             keys[left / 8][left % 8] = key(merges.rank(token, symbols[after]), left);
         } else {
-            keys[left / 8][left % 8] = NONE;
+            keys[left / 8][left % 8] = NO_KEY;
         }
         if left > 0 {
             keys[before / 8][before % 8] = key(merges.rank(symbols[before], token), before);

@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::matrix::Stored;
 use crate::memory::Buffer;
 
-use super::{AHEAD_BYTES, BlockScales, LINE, Lanes, Product, REGISTERS, Rows};
+use super::{BlockScales, LINE, Lanes, Product, REGISTERS, Rows};
 
 impl Product<'_> {
     #[inline(always)]
@@ -98,6 +98,7 @@ impl Product<'_> {
         // The rows lie one after the other, and what comes is asked for in that order, not as the rows are read: that
         // is the one order in which memory is as fast as it gets.
         let mut asked = 0;
+        let ahead = Self::ahead(N, &rows);
         // SAFETY: the caller has the tier's instructions; whole groups lie in their rows, and the tokens have `width`
         // elements each, which the groups of a row do not exceed.
         unsafe {
@@ -106,7 +107,7 @@ impl Product<'_> {
             for group in 0..whole {
                 let offset = group * R::GROUP_BYTES;
                 while asked < N * (offset + R::GROUP_BYTES) {
-                    self.ask(&rows, first, asked + AHEAD_BYTES);
+                    self.ask(&rows, first, asked + ahead);
                     asked += LINE;
                 }
                 let x = x.map(|x| x.wrapping_add(group * L::GROUP));

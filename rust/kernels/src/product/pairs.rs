@@ -35,6 +35,9 @@ const TILE_TOKENS: usize = 4;
 const SCALED_TILE_TOKENS: usize = 2;
 /// Tokens that take their weights straight from memory: with two rows sixteen sums.
 const MOST_DIRECT_PAIR_TOKENS: usize = 8;
+/// Wider rows are read eight at once with one token: the token and the tables of its blocks fill the first-level cache by
+/// themselves, come from the second, and so come half as often.
+const MOST_NARROW_COLUMNS: usize = 4096;
 /// Tokens that go through scratch memory together, whole tiles.
 const SCRATCH_TOKENS: usize = 128;
 /// Columns unpacked together, whole groups: whole rows of many models, so that memory is read from end to end and sums
@@ -43,11 +46,11 @@ const SCRATCH_COLUMNS: usize = 2048;
 /// Lanes of the outputs of a tile of rows and one token.
 const TILE_LANES: usize = TILE_ROWS * LANES;
 
-/// Does the same for each of at most four rows, whose number is known to the compiler: a loop would leave their sums in
+/// Does the same for each of at most eight rows, whose number is known to the compiler: a loop would leave their sums in
 /// memory.
 macro_rules! each_row {
     ($count:ident, $row:ident, $body:block) => {
-        each_row!($count, $row, $body, 0 1 2 3)
+        each_row!($count, $row, $body, 0 1 2 3 4 5 6 7)
     };
     ($count:ident, $row:ident, $body:block, $($number:literal)*) => {$(
         if $number < $count {
@@ -146,6 +149,9 @@ impl Product<'_> {
         // SAFETY: the caller has the tier's instructions; there are as many tokens as each arm says.
         unsafe {
             match tokens.len() {
+                1 if self.matrix.columns > MOST_NARROW_COLUMNS => {
+                    self.direct_pair_rows::<R, 8, 1>(rows, self.pairs_from(first), undo, out);
+                }
                 1 => self.direct_pair_rows::<R, 4, 1>(rows, self.pairs_from(first), undo, out),
                 2 => self.direct_pair_rows::<R, 4, 2>(rows, self.pairs_from(first), undo, out),
                 3 => self.direct_pair_rows::<R, 2, 3>(rows, self.pairs_from(first), undo, out),
@@ -191,17 +197,19 @@ impl Product<'_> {
         undo: &[f64],
         out: &mut [f32],
     ) {
+        const { assert!(N <= 8, "each_row! names no more rows") };
         let whole = self.matrix.columns / GROUP;
         let starts: [*const u8; N] = std::array::from_fn(|row| rows.start(first + row));
         // What comes is asked for in the order of memory, not as the rows are read.
         let mut asked = 0;
+        let ahead = Self::ahead(N, &rows);
         // SAFETY: the caller has the tier's instructions; whole groups lie in their rows, and the tokens have whole groups.
         unsafe {
             let mut lanes = [[_mm512_setzero_ps(); T]; N];
             for group in 0..whole {
                 let offset = group * R::GROUP_BYTES;
                 while asked < N * (offset + R::GROUP_BYTES) {
-                    self.ask(&rows, first, asked + AHEAD_BYTES);
+                    self.ask(&rows, first, asked + ahead);
                     asked += LINE;
                 }
                 let x = x.map(|x| x.wrapping_add(group * GROUP));
