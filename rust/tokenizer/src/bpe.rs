@@ -65,11 +65,12 @@ fn key(rank: u32, place: usize) -> i32 {
     }
 }
 
-/// The least of some keys.
+/// The least of the first `rows` times eight keys, at least one row.
 #[inline]
-fn least(rows: &[[i32; 8]]) -> i32 {
-    let mut lanes = rows[0];
-    for row in &rows[1..] {
+fn least(keys: &[i32; SCAN_LIMIT], rows: usize) -> i32 {
+    let (keys, _) = keys.as_chunks::<8>();
+    let mut lanes = keys[0];
+    for row in &keys[1..rows] {
         for (lane, &other) in lanes.iter_mut().zip(row) {
             *lane = (*lane).min(other);
         }
@@ -96,13 +97,8 @@ fn by_scan(merges: &Merges, symbols: &mut Vec<u32>, first: impl Fn(&[u32], usize
         *slot = key(first(symbols, place), place);
     }
     let rows = (count - 1).div_ceil(8);
-    let (chunks, _) = keys.as_chunks_mut::<8>();
-    let keys = &mut chunks[..rows];
-    loop {
-        let best = least(keys);
-        if best == NO_KEY {
-            break;
-        }
+    let mut best = least(&keys, rows);
+    while best != NO_KEY {
         let left = (best as usize) % SCAN_LIMIT;
         let right = next[left] as usize;
         let token = merges.made(best as u32 >> PLACE_BITS);
@@ -115,19 +111,21 @@ fn by_scan(merges: &Merges, symbols: &mut Vec<u32>, first: impl Fn(&[u32], usize
         }
         if left > 0 {
             merges.prefetch(symbols[before], token);
+            keys[before] = NO_KEY;
         }
+        // The least of the others is found meanwhile.
+        keys[left] = NO_KEY;
+        keys[right] = NO_KEY;
+        best = least(&keys, rows);
         next[left] = after as u8;
-        if right < count - 1 {
-            keys[right / 8][right % 8] = NO_KEY;
-        }
         if after < count {
             previous[after] = left as u8;
-            keys[left / 8][left % 8] = key(merges.rank(token, symbols[after]), left);
-        } else {
-            keys[left / 8][left % 8] = NO_KEY;
+            keys[left] = key(merges.rank(token, symbols[after]), left);
+            best = best.min(keys[left]);
         }
         if left > 0 {
-            keys[before / 8][before % 8] = key(merges.rank(symbols[before], token), before);
+            keys[before] = key(merges.rank(symbols[before], token), before);
+            best = best.min(keys[before]);
         }
     }
     let (mut from, mut to) = (0, 0);
