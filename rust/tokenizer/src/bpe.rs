@@ -40,7 +40,7 @@ pub(crate) fn apply(
     merges: &Merges,
     symbols: &mut Vec<u32>,
     longest: usize,
-    first: impl Fn(&[u32], usize) -> u32,
+    first: Option<impl Fn(usize) -> u32>,
     stop: &mut dyn FnMut() -> bool,
 ) -> bool {
     let window = WINDOW.max(longest.saturating_mul(4));
@@ -81,7 +81,7 @@ fn least(keys: &[i32; SCAN_LIMIT], rows: usize) -> i32 {
     twos[0].min(twos[1])
 }
 
-fn by_scan(merges: &Merges, symbols: &mut Vec<u32>, first: impl Fn(&[u32], usize) -> u32) {
+fn by_scan(merges: &Merges, symbols: &mut Vec<u32>, first: Option<impl Fn(usize) -> u32>) {
     let count = symbols.len();
     if count < 2 {
         return;
@@ -93,8 +93,18 @@ fn by_scan(merges: &Merges, symbols: &mut Vec<u32>, first: impl Fn(&[u32], usize
         next[place] = (place + 1) as u8;
         previous[place] = place.wrapping_sub(1) as u8;
     }
-    for (place, slot) in keys[..count - 1].iter_mut().enumerate() {
-        *slot = key(first(symbols, place), place);
+    if let Some(first) = first {
+        for (place, slot) in keys[..count - 1].iter_mut().enumerate() {
+            *slot = key(first(place), place);
+        }
+    } else {
+        let mut likely = merges.likely(symbols);
+        while likely != 0 {
+            let place = likely.trailing_zeros() as usize;
+            likely &= likely - 1;
+            let rank = merges.rank_of_likely(symbols[place], symbols[place + 1]);
+            keys[place] = key(rank, place);
+        }
     }
     let rows = (count - 1).div_ceil(8);
     let mut best = least(&keys, rows);
@@ -342,9 +352,7 @@ mod tests {
             prop_assert_eq!(&by_heap_result, &expected);
             if symbols.len() <= SCAN_LIMIT {
                 let mut by_scan_result = symbols;
-                by_scan(&table, &mut by_scan_result, |symbols, at| {
-                    table.rank(symbols[at], symbols[at + 1])
-                });
+                by_scan(&table, &mut by_scan_result, None::<fn(usize) -> u32>);
                 prop_assert_eq!(&by_scan_result, &expected);
             }
         }
@@ -383,7 +391,7 @@ mod tests {
     #[test]
     fn a_long_piece_stops_when_asked() {
         let (table, _) = build(&[(0, 0, 1)]);
-        let unused = |_: &[u32], _| NONE;
+        let unused = None::<fn(usize) -> u32>;
         assert!(!apply(
             &table,
             &mut vec![0; 4 * POLL_INTERVAL],

@@ -443,10 +443,10 @@ impl<'a, S: Sink> Encoder<'a, S> {
         let (merges, symbols) = (&tokenizer.merges, &mut self.symbols);
         // An ASCII piece has a symbol for each character, and ranks of its own near at hand.
         if piece.is_ascii() {
-            let rank = |_: &[u32], at: usize| tokenizer.symbols.ascii_rank(piece, at);
-            bpe::apply(merges, symbols, tokenizer.longest, rank, self.stop)
+            let rank = |at: usize| tokenizer.symbols.ascii_rank(piece, at);
+            bpe::apply(merges, symbols, tokenizer.longest, Some(rank), self.stop)
         } else {
-            let rank = |symbols: &[u32], at: usize| merges.rank(symbols[at], symbols[at + 1]);
+            let rank = None::<fn(usize) -> u32>;
             bpe::apply(merges, symbols, tokenizer.longest, rank, self.stop)
         }
     }

@@ -127,6 +127,31 @@ impl Merges {
         if self.filter[(bit / 64) as usize] >> (bit % 64) & 1 == 0 {
             return NONE;
         }
+        self.find(key, hash)
+    }
+
+    /// A bit for each pair of neighbors, at most 64, set where they may have a rank, which [`Merges::rank_of_likely`]
+    /// then tells. The memory for that is asked for.
+    #[inline]
+    pub(crate) fn likely(&self, symbols: &[u32]) -> u64 {
+        let mut likely = 0;
+        for (place, pair) in symbols.windows(2).take(64).enumerate() {
+            let hash = self.hash(Self::key(pair[0], pair[1]));
+            let bit = hash >> self.filter_shift;
+            likely |= (self.filter[(bit / 64) as usize] >> (bit % 64) & 1) << place;
+        }
+        likely
+    }
+
+    /// As `rank`, for a pair that may have one.
+    #[inline]
+    pub(crate) fn rank_of_likely(&self, left: u32, right: u32) -> u32 {
+        let key = Self::key(left, right);
+        self.find(key, self.hash(key))
+    }
+
+    #[inline]
+    fn find(&self, key: u64, hash: u64) -> u32 {
         let mut at = (hash >> self.shift) as usize;
         loop {
             let line = &self.lines[at & (self.lines.len() - 1)];
