@@ -2,6 +2,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 
+use crate::lines::Lines;
 use crate::simd::prefetch;
 
 /// No token, no rank, no neighbor.
@@ -10,8 +11,8 @@ pub(crate) const NONE: u32 = u32::MAX;
 pub(crate) const MAX_MERGES: usize = (1 << RANK_BITS) - 1;
 pub(crate) const RANK_BITS: u32 = 20;
 const ID_BITS: u32 = 22;
-/// Marks a free slot: its rank is none that a merge has.
-const FREE: u64 = u64::MAX;
+/// A free slot. A taken one holds its pair and rank with all bits turned over, and no merge has the rank of all ones.
+const FREE: u64 = 0;
 
 /// How a token comes about: its last merge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,17 +29,14 @@ const NO_ORIGIN: Origin = Origin {
     right: NONE,
 };
 
-/// A line of memory, filled from its beginning.
-type Line = [u64; 8];
-
 /// All merges: a table, at most half full, of one word for each pair.
 ///
-/// A pair's word is in the line that its hash names or, when that is full, in one after it. All words of a line are
-/// compared without a branch: most pairs that are asked for have no merge, and where the search for them would end is
-/// what a processor cannot guess.
+/// A pair's word is in the line that its hash names or, when that is full, in one after it. A line is filled from its
+/// beginning. All its words are compared without a branch: most pairs that are asked for have no merge, and where the
+/// search for them would end is what a processor cannot guess.
 #[derive(Debug)]
 pub(crate) struct Merges {
-    lines: Vec<Line>,
+    lines: Lines,
     /// A bit for each of many hashes, set where a pair has it: it answers for most pairs without a merge, from memory
     /// that a processor keeps near.
     filter: Vec<u64>,
@@ -66,7 +64,7 @@ impl Merges {
             .max(2)
             .trailing_zeros();
         Self {
-            lines: vec![[FREE; 8]; 1 << bits],
+            lines: Lines::new(1 << bits, 1 << bits),
             filter: vec![0; 1 << (filter_bits - 6)],
             filter_shift: 64 - filter_bits,
             multiplier: RandomState::new().hash_one(count) | 1,
@@ -92,7 +90,7 @@ impl Merges {
     #[inline]
     pub(crate) fn prefetch(&self, left: u32, right: u32) {
         let hash = self.hash(Self::key(left, right));
-        prefetch(&self.lines[(hash >> self.shift) as usize]);
+        prefetch(self.lines.get((hash >> self.shift) as usize));
     }
 
     /// Adds the merge of the next rank; a later one of the same pair replaces the earlier.
@@ -109,12 +107,14 @@ impl Merges {
         self.filter[(bit / 64) as usize] |= 1 << (bit % 64);
         let mut at = (hash >> self.shift) as usize;
         loop {
-            let mut line = self.lines[at].iter_mut();
-            if let Some(word) = line.find(|word| **word == FREE || **word >> RANK_BITS == key) {
-                *word = key << RANK_BITS | u64::from(rank);
+            let mut line = *self.lines.get(at);
+            let mut words = line.iter_mut();
+            if let Some(word) = words.find(|word| **word == FREE || !**word >> RANK_BITS == key) {
+                *word = !(key << RANK_BITS | u64::from(rank));
+                self.lines.set(at, line);
                 return;
             }
-            at = (at + 1) & (self.lines.len() - 1);
+            at += 1;
         }
     }
 
@@ -123,11 +123,17 @@ impl Merges {
     pub(crate) fn rank(&self, left: u32, right: u32) -> u32 {
         let key = Self::key(left, right);
         let hash = self.hash(key);
-        let bit = hash >> self.filter_shift;
-        if self.filter[(bit / 64) as usize] >> (bit % 64) & 1 == 0 {
+        if self.filtered(hash) == 0 {
             return NONE;
         }
         self.find(key, hash)
+    }
+
+    /// The filter's bit of a hash, 0 or 1.
+    #[inline]
+    fn filtered(&self, hash: u64) -> u64 {
+        let bit = hash >> self.filter_shift;
+        self.filter[(bit / 64) as usize] >> (bit % 64) & 1
     }
 
     /// A bit for each pair of neighbors, at most 64, set where they may have a rank, which [`Merges::rank_of_likely`]
@@ -136,9 +142,13 @@ impl Merges {
     pub(crate) fn likely(&self, symbols: &[u32]) -> u64 {
         let mut likely = 0;
         for (place, pair) in symbols.windows(2).take(64).enumerate() {
-            let hash = self.hash(Self::key(pair[0], pair[1]));
-            let bit = hash >> self.filter_shift;
-            likely |= (self.filter[(bit / 64) as usize] >> (bit % 64) & 1) << place;
+            likely |= self.filtered(self.hash(Self::key(pair[0], pair[1]))) << place;
+        }
+        let mut asked = likely;
+        while asked != 0 {
+            let place = asked.trailing_zeros() as usize;
+            asked &= asked - 1;
+            self.prefetch(symbols[place], symbols[place + 1]);
         }
         likely
     }
@@ -154,17 +164,17 @@ impl Merges {
     fn find(&self, key: u64, hash: u64) -> u32 {
         let mut at = (hash >> self.shift) as usize;
         loop {
-            let line = &self.lines[at & (self.lines.len() - 1)];
+            let line = self.lines.get(at);
             let mut found = FREE;
             for &word in line {
-                found = if word >> RANK_BITS == key {
+                found = if !word >> RANK_BITS == key {
                     word
                 } else {
                     found
                 };
             }
             if found != FREE {
-                return (found & ((1 << RANK_BITS) - 1)) as u32;
+                return (!found & ((1 << RANK_BITS) - 1)) as u32;
             }
             if line[7] == FREE {
                 return NONE;

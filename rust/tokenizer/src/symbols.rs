@@ -108,7 +108,13 @@ impl Symbols {
         if alone.contains(&NONE) {
             return false;
         }
-        bpe::apply(merges, &mut alone, text.len(), None::<fn(usize) -> u32>, &mut || false);
+        bpe::apply(
+            merges,
+            &mut alone,
+            text.len(),
+            None::<fn(usize) -> u32>,
+            &mut || false,
+        );
         if alone != [id] {
             return false;
         }
