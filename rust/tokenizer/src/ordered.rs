@@ -63,11 +63,8 @@ impl<'a> Ordered<'a> {
             *list = ids;
             return;
         }
-        if list.is_empty() {
-            // As many for each byte of the text as here, and a little more.
-            let expected = ids.len() as f64 * part.of as f64 / part.bytes.len().max(1) as f64;
-            list.reserve_exact((expected * 1.05) as usize);
-            simd::advise_large_pages(list.spare_capacity_mut());
+        if list.capacity() - list.len() < ids.len() {
+            grow(list, ids.len(), part);
         }
         list.extend_from_slice(&ids);
         ids.clear();
@@ -85,6 +82,22 @@ impl<'a> Ordered<'a> {
             (None, None) => Ok(self.lists),
         }
     }
+}
+
+/// Makes room in a text's list for `more` ids, those of `part`, and for the ids of what follows: as many for each byte
+/// as so far, and half as many again, because room that stays empty takes no memory and too little is a copy of all.
+fn grow(list: &mut Vec<u32>, more: usize, part: &Part) {
+    let known = list.len() + more;
+    let expected = known as f64 * part.of as f64 / part.bytes.end.max(1) as f64;
+    let mut larger = Vec::new();
+    if larger.try_reserve_exact((expected * 1.5) as usize).is_err() {
+        // A system that promises no more than it has.
+        list.reserve(more);
+        return;
+    }
+    simd::advise_large_pages(larger.spare_capacity_mut());
+    larger.extend_from_slice(list);
+    *list = larger;
 }
 
 #[cfg(test)]
@@ -115,6 +128,26 @@ mod tests {
             let expected = vec![vec![0, 0], vec![1, 1, 2, 2, 3, 3], vec![]];
             assert_eq!(ordered.finish(), Ok(expected));
         }
+    }
+
+    #[test]
+    fn a_text_that_grows_denser_than_its_beginning_gets_more_room() {
+        let bytes = 1000;
+        let parts: Vec<_> = (0..10)
+            .map(|part| Part {
+                text: 0,
+                bytes: part * 100..(part + 1) * 100,
+                of: bytes,
+            })
+            .collect();
+        let mut ordered = Ordered::new(&parts, 1);
+        let mut expected = Vec::new();
+        for part in 0..10 {
+            let ids = vec![part as u32; part * part];
+            expected.extend_from_slice(&ids);
+            ordered.put(part, Ok(ids));
+        }
+        assert_eq!(ordered.finish(), Ok(vec![expected]));
     }
 
     #[test]
