@@ -120,6 +120,13 @@ def test_another_dtype_is_a_type_error_that_names_the_argument(name, dtype):
         assert short in str(caught.value)
 
 
+def test_another_dtype_is_a_type_error_where_an_output_lies_right_behind_it():
+    memory = torch.zeros(32, dtype=torch.uint8)
+    logits, weights = memory[:16].view(torch.uint16), memory[16:].view(torch.float32)
+    with pytest.raises(TypeError, match=r"logits: expected dtype .*, got "):
+        route(logits=logits.view(TOKENS, EXPERTS), weights=weights.view(TOKENS, TOP_K))
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

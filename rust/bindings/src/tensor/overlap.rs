@@ -6,15 +6,15 @@ use crate::error::BindError;
 impl Tensor<'_> {
     /// The half-open range of addresses that the elements may lie in.
     pub(super) fn extent(&self) -> (usize, usize) {
+        let start = self.data.addr();
         let item = match self.dtype {
             Dtype::F64 | Dtype::I64 => 8,
             Dtype::F32 | Dtype::I32 | Dtype::U32 => 4,
             Dtype::F16 | Dtype::BF16 => 2,
             Dtype::F8E4M3 | Dtype::F8E8M0 | Dtype::I8 | Dtype::U8 | Dtype::Bool => 1,
-            // At least as wide as any type: an overlap is never missed, and such tensors are refused anyway.
-            Dtype::Other => 16,
+            // Of unknown width; never read or written, as no function takes such a tensor's elements.
+            Dtype::Other => return (start, start),
         };
-        let start = self.data.addr();
         if self.len() == 0 {
             return (start, start);
         }
