@@ -35,7 +35,7 @@ type Candidate = Reverse<(u32, u32)>;
 /// Merges `symbols` in place as far as the list of merges allows; false when `stop` asked to give up.
 ///
 /// `longest` is the number of symbols of the longest token; `first` tells the rank of the symbols at a place and behind
-/// it, as `Merges::rank` does.
+/// it, as `Merges::rank` does, where the caller has it nearer at hand than `merges`.
 pub(crate) fn apply(
     merges: &Merges,
     symbols: &mut Vec<u32>,
