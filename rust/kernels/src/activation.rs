@@ -280,15 +280,25 @@ impl Order {
 /// Divides numbers by the power of two below their largest finite size; returns its exponent.
 #[inline(always)]
 pub(crate) fn normalize(values: &mut [f32]) -> i32 {
-    // Sizes are ordered as their bits are.
-    let largest = values.iter().fold(0, |largest: i32, value| {
-        let bits = value.to_bits().cast_signed() & 0x7fff_ffff;
-        let finite = if bits < 0x7f80_0000 { bits } else { 0 };
-        largest.max(finite)
-    });
+    let (sixteens, rest) = values.as_chunks::<16>();
+    let mut largest = [0; 16];
+    for sixteen in sixteens {
+        for (largest, &value) in largest.iter_mut().zip(sixteen) {
+            *largest = finite_size(value).max(*largest);
+        }
+    }
+    let sizes = rest.iter().map(|&value| finite_size(value));
+    let largest = sizes.chain(largest).fold(0, i32::max);
     let exponent = exponent_of(f32::from_bits(largest.cast_unsigned()));
     multiply_by_power(values, -exponent);
     exponent
+}
+
+/// The bits of a number's size, which are ordered as the sizes are; 0 unless it is finite.
+#[inline(always)]
+fn finite_size(value: f32) -> i32 {
+    let bits = value.to_bits().cast_signed() & 0x7fff_ffff;
+    if bits < 0x7f80_0000 { bits } else { 0 }
 }
 
 /// The exponent of the power of two at or below a number; 0 for zero.

@@ -65,6 +65,23 @@ pub(crate) struct Group {
     pub(crate) factors: __m512,
 }
 
+impl Group {
+    /// Zeros.
+    ///
+    /// # Safety
+    /// The tier's instructions are there.
+    #[inline(always)]
+    pub(crate) unsafe fn zero() -> Self {
+        // SAFETY: as the caller promises.
+        unsafe {
+            Self {
+                numbers: [_mm512_setzero_si512(); REGISTERS],
+                factors: _mm512_setzero_ps(),
+            }
+        }
+    }
+}
+
 /// How the rows of a packing are read.
 ///
 /// # Safety
