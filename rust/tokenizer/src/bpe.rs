@@ -17,7 +17,7 @@ use std::collections::BinaryHeap;
 use crate::merges::{Merges, NONE, RANK_BITS};
 
 /// Pieces of more symbols than this go through a heap: the scan's cost grows with the square.
-const SCAN_LIMIT: usize = 64;
+pub(crate) const SCAN_LIMIT: usize = 64;
 const PLACE_BITS: u32 = SCAN_LIMIT.trailing_zeros();
 const _: () = assert!(RANK_BITS + PLACE_BITS < 31);
 /// Behind every key.
@@ -29,13 +29,16 @@ const DROPPED: usize = 8;
 /// How many merges of a long piece pass between two looks at the caller's wish to stop.
 const POLL_INTERVAL: usize = 1 << 16;
 
+/// The first ranks of a caller that has none nearer at hand than the merges.
+pub(crate) const NOT_AT_HAND: Option<fn(usize) -> u32> = None;
+
 /// Rank of a pair and place of its left symbol.
 type Candidate = Reverse<(u32, u32)>;
 
 /// Merges `symbols` in place as far as the list of merges allows; false when `stop` asked to give up.
 ///
 /// `longest` is the number of symbols of the longest token; `first` tells the rank of the symbols at a place and behind
-/// it, as `Merges::rank` does, where the caller has it nearer at hand than `merges`.
+/// it, as `Merges::rank` does, where the caller has it nearer at hand than `merges`: else [`NOT_AT_HAND`].
 pub(crate) fn apply(
     merges: &Merges,
     symbols: &mut Vec<u32>,
@@ -352,7 +355,7 @@ mod tests {
             prop_assert_eq!(&by_heap_result, &expected);
             if symbols.len() <= SCAN_LIMIT {
                 let mut by_scan_result = symbols;
-                by_scan(&table, &mut by_scan_result, None::<fn(usize) -> u32>);
+                by_scan(&table, &mut by_scan_result, NOT_AT_HAND);
                 prop_assert_eq!(&by_scan_result, &expected);
             }
         }
@@ -391,12 +394,11 @@ mod tests {
     #[test]
     fn a_long_piece_stops_when_asked() {
         let (table, _) = build(&[(0, 0, 1)]);
-        let unused = None::<fn(usize) -> u32>;
         assert!(!apply(
             &table,
             &mut vec![0; 4 * POLL_INTERVAL],
             2,
-            unused,
+            NOT_AT_HAND,
             &mut || true
         ));
         assert!(!by_heap(

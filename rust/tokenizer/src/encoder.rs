@@ -446,7 +446,7 @@ impl<'a, S: Sink> Encoder<'a, S> {
             let rank = |at: usize| tokenizer.symbols.ascii_rank(piece, at);
             bpe::apply(merges, symbols, tokenizer.longest, Some(rank), self.stop)
         } else {
-            let rank = None::<fn(usize) -> u32>;
+            let rank = bpe::NOT_AT_HAND;
             bpe::apply(merges, symbols, tokenizer.longest, rank, self.stop)
         }
     }

@@ -2,6 +2,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 
+use crate::bpe::SCAN_LIMIT;
 use crate::lines::Lines;
 use crate::simd::prefetch;
 
@@ -103,8 +104,8 @@ impl Merges {
         *origin = Origin { rank, left, right };
         let key = Self::key(left, right);
         let hash = self.hash(key);
-        let bit = hash >> self.filter_shift;
-        self.filter[(bit / 64) as usize] |= 1 << (bit % 64);
+        let (word, bit) = self.filter_place(hash);
+        self.filter[word] |= 1 << bit;
         let mut at = (hash >> self.shift) as usize;
         loop {
             let mut line = *self.lines.get(at);
@@ -132,16 +133,23 @@ impl Merges {
     /// The filter's bit of a hash, 0 or 1.
     #[inline]
     fn filtered(&self, hash: u64) -> u64 {
-        let bit = hash >> self.filter_shift;
-        self.filter[(bit / 64) as usize] >> (bit % 64) & 1
+        let (word, bit) = self.filter_place(hash);
+        self.filter[word] >> bit & 1
     }
 
-    /// A bit for each pair of neighbors, at most 64, set where they may have a rank, which [`Merges::rank_of_likely`]
+    /// The word and the bit of it that stand for a hash in the filter.
+    #[inline]
+    fn filter_place(&self, hash: u64) -> (usize, u64) {
+        let bit = hash >> self.filter_shift;
+        ((bit / 64) as usize, bit % 64)
+    }
+
+    /// A bit for each pair of neighbors, at most [`SCAN_LIMIT`], set where they may have a rank, which [`Merges::rank_of_likely`]
     /// then tells. The memory for that is asked for.
     #[inline]
     pub(crate) fn likely(&self, symbols: &[u32]) -> u64 {
         let mut likely = 0;
-        for (place, pair) in symbols.windows(2).take(64).enumerate() {
+        for (place, pair) in symbols.windows(2).take(SCAN_LIMIT).enumerate() {
             likely |= self.filtered(self.hash(Self::key(pair[0], pair[1]))) << place;
         }
         let mut asked = likely;

@@ -112,7 +112,7 @@ impl Symbols {
             merges,
             &mut alone,
             text.len(),
-            None::<fn(usize) -> u32>,
+            bpe::NOT_AT_HAND,
             &mut || false,
         );
         if alone != [id] {
