@@ -35,11 +35,10 @@ impl Product<'_> {
         let width = self.matrix.columns.next_multiple_of(GROUP);
         let chunk = SCRATCH_COLUMNS.min(width);
         let row_tiles = count.div_ceil(TILE_ROWS);
-        let rows_room = row_tiles * TILE_ROWS;
         let sizes = [
-            rows_room * chunk / 2,
+            TILE_ROWS * chunk / 2,
             if R::SCALED {
-                rows_room * chunk / GROUP * LANES
+                TILE_ROWS * chunk / GROUP * LANES
             } else {
                 0
             },
@@ -78,21 +77,28 @@ impl Product<'_> {
                     first: start == 0,
                     last: start + chunk >= width,
                 };
-                self.unpack_pairs(rows, start..start + part.size, &block);
                 let x = |token: usize| starts[token].wrapping_add(start);
                 for tile in 0..row_tiles {
+                    self.unpack_pairs(rows, tile, start..start + part.size, &block);
                     block.tokens_of::<R>(tile, part, x, &mut coming, &mut results);
                 }
             }
         }
     }
 
-    /// Unpacks some columns of every row, one row after the other, and the factors of their groups.
+    /// Unpacks some columns of a tile of rows, one row after the other, and the factors of their groups.
     #[inline(always)]
-    unsafe fn unpack_pairs<R: PairRows>(&self, rows: R, columns: Range<usize>, block: &Block) {
+    unsafe fn unpack_pairs<R: PairRows>(
+        &self,
+        rows: R,
+        tile: usize,
+        columns: Range<usize>,
+        block: &Block,
+    ) {
         let whole = self.matrix.columns / GROUP;
         let groups = columns.start / GROUP..columns.end / GROUP;
-        for (place, row) in self.rows.clone().enumerate() {
+        let of_tile = self.rows.clone().skip(tile * TILE_ROWS).take(TILE_ROWS);
+        for (place, row) in of_tile.enumerate() {
             let begin = rows.start(row);
             for (number, group) in groups.clone().enumerate() {
                 let number = place * groups.len() + number;
@@ -122,7 +128,7 @@ impl Product<'_> {
     }
 }
 
-/// Unpacked rows of one chunk of the columns, and the lanes that they add to.
+/// An unpacked tile of rows of one chunk of the columns, and the lanes that all rows add to.
 struct Block {
     /// Row after row, whole tiles.
     numbers: *mut u16,
@@ -268,8 +274,7 @@ impl Block {
         let across = size / GROUP;
         // SAFETY: the caller has the tier's instructions; the tile, the tokens and their lanes lie in their buffers.
         unsafe {
-            let numbers = self.numbers.add(tile * TILE_ROWS * size);
-            let factors = self.factors.wrapping_add(tile * TILE_ROWS * across * LANES);
+            let (numbers, factors) = (self.numbers, self.factors);
             let mut lanes = [[_mm512_setzero_ps(); T]; TILE_ROWS];
             if !part.first {
                 for (row, lanes) in lanes.iter_mut().enumerate() {
