@@ -31,6 +31,20 @@ const MOST_DIRECT_PAIR_TOKENS: usize = 8;
 /// Tokens that go through scratch memory together, whole tiles.
 const SCRATCH_TOKENS: usize = 128;
 
+/// Does the same for each of at most eight rows, tokens or registers, whose number is known to the compiler: a loop would leave their
+/// sums in memory.
+macro_rules! each {
+    ($count:ident, $which:ident, $body:block) => {
+        each!($count, $which, $body, 0 1 2 3 4 5 6 7)
+    };
+    ($count:ident, $which:ident, $body:block, $($number:literal)*) => {$(
+        if $number < $count {
+            let $which = $number;
+            $body
+        }
+    )*};
+}
+
 impl Product<'_> {
     /// The products of a panel of pairs.
     ///

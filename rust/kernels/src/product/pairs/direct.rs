@@ -18,20 +18,6 @@ const MOST_NARROW_COLUMNS: usize = 4096;
 /// Numbers of tokens that stay in a first-level cache of 32 KB, beside the rows that pass and the tables of their blocks.
 const MOST_CACHED_NUMBERS: usize = 12_288;
 
-/// Does the same for each of at most eight rows or tokens, whose number is known to the compiler: a loop would leave their
-/// sums in memory.
-macro_rules! each {
-    ($count:ident, $which:ident, $body:block) => {
-        each!($count, $which, $body, 0 1 2 3 4 5 6 7)
-    };
-    ($count:ident, $which:ident, $body:block, $($number:literal)*) => {$(
-        if $number < $count {
-            let $which = $number;
-            $body
-        }
-    )*};
-}
-
 impl Product<'_> {
     #[inline(always)]
     pub(super) unsafe fn direct_pairs<R: PairRows>(

@@ -290,7 +290,7 @@ impl Block {
                 } else {
                     lanes
                 };
-                for register in 0..REGISTERS {
+                each!(REGISTERS, register, {
                     let at = group * GROUP + register * WIDTH;
                     let mut values = [_mm512_setzero_si512(); T];
                     for (value, x) in values.iter_mut().zip(x) {
@@ -302,7 +302,7 @@ impl Block {
                             *partial = dot(*partial, weights, value);
                         }
                     }
-                }
+                });
                 if R::SCALED {
                     for (row, (lanes, partial)) in lanes.iter_mut().zip(partial).enumerate() {
                         let factors = _mm512_load_ps(factors.add((row * across + group) * LANES));
