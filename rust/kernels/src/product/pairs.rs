@@ -7,8 +7,8 @@
 //! output = the lanes, halves added until one is left
 //! ```
 //!
-//! As in the other form, few tokens take their weights straight from memory and many tokens from the second-level cache,
-//! and an output's operations are the same either way.
+//! As in the other form, few tokens take their weights straight from memory and many tokens unpacked ones from a cache, and
+//! an output's operations are the same either way.
 #![cfg(target_arch = "x86_64")]
 
 #[allow(

@@ -1,4 +1,4 @@
-//! Many tokens: rows unpacked to the second-level cache, tiles of them multiplied with tiles of tokens.
+//! Many tokens: four rows at once are unpacked to the first-level cache, and all tokens pass, four at once.
 
 #[allow(
     clippy::wildcard_imports,
@@ -16,8 +16,8 @@ use crate::pairs::{GROUP, LANES, PairRows, REGISTERS, WIDTH, dot, sums};
 
 /// The same where sums and what they are added to need registers.
 const SCALED_TILE_TOKENS: usize = 2;
-/// Columns unpacked together, whole groups: whole rows of many models, so that memory is read from end to end and sums
-/// stay in registers. Four such rows take half of the first-level cache while all tokens pass.
+/// Columns unpacked together, whole groups: whole rows of many models, so that sums stay in registers. Four such rows take
+/// half of the first-level cache while all tokens pass.
 const SCRATCH_COLUMNS: usize = 2048;
 /// Lanes of the outputs of a tile of rows and one token.
 const TILE_LANES: usize = TILE_ROWS * LANES;
@@ -42,7 +42,7 @@ impl Product<'_> {
             } else {
                 0
             },
-            row_tiles * tokens.next_multiple_of(TILE_TOKENS) * TILE_LANES,
+            tokens.next_multiple_of(TILE_TOKENS) * TILE_LANES,
         ];
         let mut buffer = Buffer::take();
         let scratch = buffer.some(sizes.iter().sum());
@@ -53,7 +53,6 @@ impl Product<'_> {
             factors: scales.as_mut_ptr(),
             lanes: lanes.as_mut_ptr(),
             tokens,
-            tokens_room: tokens.next_multiple_of(TILE_TOKENS),
         };
         // The last tokens go through while memory is asked for what comes next.
         let tiles = row_tiles * tokens.div_ceil(TILE_TOKENS) * width.div_ceil(chunk);
@@ -68,9 +67,7 @@ impl Product<'_> {
         for (token, start) in starts.iter_mut().take(tokens).enumerate() {
             *start = self.pairs_of(these.start + token);
         }
-        // SAFETY: the caller has the tier's instructions; the buffers have room for whole tiles of rows of a chunk, their
-        // factors, and the lanes of every output.
-        unsafe {
+        for row in (0..count).step_by(TILE_ROWS) {
             for start in (0..width).step_by(chunk) {
                 let part = Part {
                     size: chunk.min(width - start),
@@ -78,9 +75,11 @@ impl Product<'_> {
                     last: start + chunk >= width,
                 };
                 let x = |token: usize| starts[token].wrapping_add(start);
-                for tile in 0..row_tiles {
-                    self.unpack_pairs(rows, tile, start..start + part.size, &block);
-                    block.tokens_of::<R>(tile, part, x, &mut coming, &mut results);
+                // SAFETY: the caller has the tier's instructions; the buffers have room for a tile of rows of a chunk, their
+                // factors, and the lanes of its outputs.
+                unsafe {
+                    self.unpack_pairs(rows, row, start..start + part.size, &block);
+                    block.tokens_of::<R>(row, part, x, &mut coming, &mut results);
                 }
             }
         }
@@ -91,14 +90,14 @@ impl Product<'_> {
     unsafe fn unpack_pairs<R: PairRows>(
         &self,
         rows: R,
-        tile: usize,
+        first: usize,
         columns: Range<usize>,
         block: &Block,
     ) {
         let whole = self.matrix.columns / GROUP;
         let groups = columns.start / GROUP..columns.end / GROUP;
-        let of_tile = self.rows.clone().skip(tile * TILE_ROWS).take(TILE_ROWS);
-        for (place, row) in of_tile.enumerate() {
+        let tile = self.rows.clone().skip(first).take(TILE_ROWS);
+        for (place, row) in tile.enumerate() {
             let begin = rows.start(row);
             for (number, group) in groups.clone().enumerate() {
                 let number = place * groups.len() + number;
@@ -128,17 +127,15 @@ impl Product<'_> {
     }
 }
 
-/// An unpacked tile of rows of one chunk of the columns, and the lanes that all rows add to.
+/// An unpacked tile of rows of one chunk of the columns, and the lanes that it adds to.
 struct Block {
     /// Row after row, whole tiles.
     numbers: *mut u16,
     /// Row after row, for each group a factor for each lane.
     factors: *mut f32,
-    /// For every tile of rows and token, the lanes of the tile's rows.
+    /// For every token, the lanes of the tile's rows.
     lanes: *mut f32,
     tokens: usize,
-    /// Tokens that there is room for.
-    tokens_room: usize,
 }
 
 /// What is asked for while tiles are multiplied, some of it with each.
@@ -219,7 +216,7 @@ impl Block {
     #[inline(always)]
     unsafe fn tokens_of<R: PairRows>(
         &self,
-        tile: usize,
+        row: usize,
         part: Part,
         x: impl Fn(usize) -> *const u16,
         coming: &mut Coming,
@@ -235,36 +232,35 @@ impl Block {
             // SAFETY: the caller has the tier's instructions and gives room for all of it.
             unsafe {
                 match most.min(self.tokens - token) {
-                    1 => self.multiply::<R, 1>(tile, token, part, [x(token)], results),
+                    1 => self.multiply::<R, 1>(row, token, part, [x(token)], results),
                     2 => {
                         let x = [x(token), x(token + 1)];
-                        self.multiply::<R, 2>(tile, token, part, x, results);
+                        self.multiply::<R, 2>(row, token, part, x, results);
                     }
                     3 => {
                         let x = [x(token), x(token + 1), x(token + 2)];
-                        self.multiply::<R, 3>(tile, token, part, x, results);
+                        self.multiply::<R, 3>(row, token, part, x, results);
                     }
                     _ => {
                         let x = [x(token), x(token + 1), x(token + 2), x(token + 3)];
-                        self.multiply::<R, 4>(tile, token, part, x, results);
+                        self.multiply::<R, 4>(row, token, part, x, results);
                     }
                 }
             }
         }
     }
 
-    /// Where the lanes of a tile and a token begin.
+    /// Where the lanes of a token begin.
     #[inline(always)]
-    fn lanes_of(&self, tile: usize, token: usize) -> *mut f32 {
-        self.lanes
-            .wrapping_add((tile * self.tokens_room + token) * TILE_LANES)
+    fn lanes_of(&self, token: usize) -> *mut f32 {
+        self.lanes.wrapping_add(token * TILE_LANES)
     }
 
     /// Goes on with the chains of one tile of rows and `T` tokens.
     #[inline(always)]
     unsafe fn multiply<R: PairRows, const T: usize>(
         &self,
-        tile: usize,
+        first: usize,
         token: usize,
         part: Part,
         x: [*const u16; T],
@@ -279,7 +275,7 @@ impl Block {
             if !part.first {
                 for (row, lanes) in lanes.iter_mut().enumerate() {
                     for (offset, lanes) in lanes.iter_mut().enumerate() {
-                        let from = self.lanes_of(tile, token + offset).add(row * LANES);
+                        let from = self.lanes_of(token + offset).add(row * LANES);
                         *lanes = _mm512_load_ps(from);
                     }
                 }
@@ -321,12 +317,12 @@ impl Block {
                         all[offset * TILE_ROWS + row] = lanes;
                     }
                 }
-                results.write::<T>(tile * TILE_ROWS, token, &all);
+                results.write::<T>(first, token, &all);
                 return;
             }
             for (row, lanes) in lanes.into_iter().enumerate() {
                 for (offset, lanes) in lanes.into_iter().enumerate() {
-                    let to = self.lanes_of(tile, token + offset).add(row * LANES);
+                    let to = self.lanes_of(token + offset).add(row * LANES);
                     _mm512_store_ps(to, lanes);
                 }
             }
