@@ -144,8 +144,8 @@ impl Merges {
         ((bit / 64) as usize, bit % 64)
     }
 
-    /// A bit for each pair of neighbors, at most [`SCAN_LIMIT`], set where they may have a rank, which [`Merges::rank_of_likely`]
-    /// then tells. The memory for that is asked for.
+    /// A bit for each pair of neighbors, at most [`SCAN_LIMIT`], set where they may have a rank, which
+    /// [`Merges::rank_of_likely`] then tells. The memory for that is asked for.
     #[inline]
     pub(crate) fn likely(&self, symbols: &[u32]) -> u64 {
         let mut likely = 0;

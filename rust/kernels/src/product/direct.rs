@@ -180,3 +180,23 @@ impl Rest {
         self.0.as_ptr()
     }
 }
+
+/// Where a group of a row begins: in the row if it is one of the `whole` ones, else in `rest`, a copy of what is left.
+///
+/// # Safety
+/// The whole groups, of `bytes` bytes, lie in the row.
+#[inline(always)]
+pub(super) unsafe fn group_at(
+    rows: &impl Stored,
+    row: usize,
+    (group, whole): (usize, usize),
+    bytes: usize,
+    rest: &mut Option<Rest>,
+) -> *const u8 {
+    if group < whole {
+        // SAFETY: as the caller promises.
+        unsafe { rows.start(row).add(group * bytes) }
+    } else {
+        rest.insert(Rest::read(rows, row, whole * bytes)).start()
+    }
+}

@@ -31,8 +31,8 @@ const MOST_DIRECT_PAIR_TOKENS: usize = 8;
 /// Tokens that go through scratch memory together, whole tiles.
 const SCRATCH_TOKENS: usize = 128;
 
-/// Does the same for each of at most eight rows, tokens or registers, whose number is known to the compiler: a loop would leave their
-/// sums in memory.
+/// Does the same for each of at most eight rows, tokens or registers, whose number is known to the compiler: a loop would
+/// leave their sums in memory.
 macro_rules! each {
     ($count:ident, $which:ident, $body:block) => {
         each!($count, $which, $body, 0 1 2 3 4 5 6 7)

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use crate::memory::Buffer;
 
-use super::direct::Rest;
+use super::direct::group_at;
 use super::{
     BlockScales, Lanes, Product, REGISTERS, Rows, SCRATCH_COLUMNS, STRIP_ROWS, TASK_ROWS, TILE_ROWS,
 };
@@ -99,19 +99,13 @@ impl Product<'_> {
         let whole = self.matrix.columns / L::GROUP;
         let groups = start / L::GROUP..(start + size) / L::GROUP;
         for (row, out) in self.rows.clone().zip(unpacked.chunks_exact_mut(size)) {
-            let begin = rows.start(row);
             // SAFETY: the caller has the tier's instructions; whole groups lie in their row, and the chunk of a row has
             // room for its groups.
             unsafe {
                 let mut seen = L::zero();
                 for group in groups.clone() {
-                    let rest;
-                    let at = if group < whole {
-                        begin.add(group * R::GROUP_BYTES)
-                    } else {
-                        rest = Rest::read(&rows, row, whole * R::GROUP_BYTES);
-                        rest.start()
-                    };
+                    let mut rest = None;
+                    let at = group_at(&rows, row, (group, whole), R::GROUP_BYTES, &mut rest);
                     if R::WATCHED {
                         seen = L::fp8_largest(seen, at);
                     }

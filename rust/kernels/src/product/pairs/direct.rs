@@ -5,6 +5,7 @@
     reason = "a list of instructions would say nothing"
 )]
 use std::arch::x86_64::*;
+use std::array::{from_mut, from_ref};
 use std::ops::Range;
 
 use super::super::direct::Rest;
@@ -137,7 +138,8 @@ impl Product<'_> {
                 if T <= TILE_TOKENS {
                     each!(N, row, {
                         let weights = rows.read(starts[row].add(offset), first + row, group);
-                        add_products::<R, T>(&weights, x, &mut lanes[row]);
+                        let lanes = from_mut(&mut lanes[row]);
+                        add_tile::<R, 1, T>(from_ref(&weights), x, lanes);
                     });
                     continue;
                 }
@@ -152,7 +154,7 @@ impl Product<'_> {
                 for (row, lanes) in lanes.iter_mut().enumerate() {
                     let rest = Rest::read(&rows, first + row, whole * R::GROUP_BYTES);
                     let weights = rows.read(rest.start(), first + row, whole);
-                    add_products::<R, T>(&weights, x, lanes);
+                    add_tile::<R, 1, T>(from_ref(&weights), x, from_mut(lanes));
                 }
             }
             let mut all = [_mm512_setzero_ps(); LANES];
@@ -170,37 +172,6 @@ impl Product<'_> {
             }
         }
     }
-}
-
-/// Adds the products of one group with each token.
-#[inline(always)]
-unsafe fn add_products<R: PairRows, const T: usize>(
-    weights: &Group,
-    x: [*const u16; T],
-    lanes: &mut [__m512; T],
-) {
-    each!(T, token, {
-        // SAFETY: the caller has the tier's instructions and gives a group of each token.
-        unsafe {
-            let mut sum = if R::SCALED {
-                _mm512_setzero_ps()
-            } else {
-                lanes[token]
-            };
-            for (register, &numbers) in weights.numbers.iter().enumerate() {
-                sum = dot(
-                    sum,
-                    numbers,
-                    _mm512_load_si512(x[token].add(register * WIDTH).cast()),
-                );
-            }
-            lanes[token] = if R::SCALED {
-                _mm512_fmadd_ps(sum, weights.factors, lanes[token])
-            } else {
-                sum
-            };
-        }
-    });
 }
 
 /// Adds the products of one group of some rows with each token, whose numbers are read once for all of them.

@@ -7,14 +7,14 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::super::direct::Rest;
+use super::super::direct::group_at;
 use super::super::{AHEAD_BYTES, LINE, Product, TILE_ROWS, prefetch};
 use super::{SCRATCH_TOKENS, TILE_TOKENS, undone};
 use crate::matrix::Place;
 use crate::memory::Buffer;
 use crate::pairs::{GROUP, LANES, PairRows, REGISTERS, WIDTH, dot, sums};
 
-/// The same where sums and what they are added to need registers.
+/// Tokens multiplied together where sums and what they are added to need registers.
 const SCALED_TILE_TOKENS: usize = 2;
 /// Columns unpacked together, whole groups: whole rows of many models, so that sums stay in registers. Four such rows take
 /// half of the first-level cache while all tokens pass.
@@ -103,13 +103,8 @@ impl Product<'_> {
                 let number = place * groups.len() + number;
                 // SAFETY: the caller has the tier's instructions; whole groups lie in their row, and the block has room.
                 unsafe {
-                    let rest;
-                    let at = if group < whole {
-                        begin.add(group * R::GROUP_BYTES)
-                    } else {
-                        rest = Rest::read(&rows, row, whole * R::GROUP_BYTES);
-                        rest.start()
-                    };
+                    let mut rest = None;
+                    let at = group_at(&rows, row, (group, whole), R::GROUP_BYTES, &mut rest);
                     for line in (0..R::GROUP_BYTES).step_by(LINE) {
                         prefetch(begin.wrapping_add(group * R::GROUP_BYTES + AHEAD_BYTES + line));
                     }
@@ -129,7 +124,7 @@ impl Product<'_> {
 
 /// An unpacked tile of rows of one chunk of the columns, and the lanes that it adds to.
 struct Block {
-    /// Row after row, whole tiles.
+    /// Row after row.
     numbers: *mut u16,
     /// Row after row, for each group a factor for each lane.
     factors: *mut f32,
@@ -156,7 +151,7 @@ impl Coming {
     }
 }
 
-/// Some columns of all rows.
+/// Some columns of a tile of rows.
 #[derive(Clone, Copy)]
 struct Part {
     /// Number of columns.
