@@ -44,7 +44,7 @@ pub(crate) trait Lanes: Copy {
     unsafe fn has_nan_code(seen: Self) -> bool;
     /// Reads `GROUP` codes of four bits, times the scales of the one or two blocks of 32 that the group lies in.
     unsafe fn mxfp4(codes: *const u8, scales: [f32; 2]) -> [Self; REGISTERS];
-    /// Reads `GROUP` bfloat16 numbers.
+    /// Reads `GROUP` bfloat16 numbers, from any address.
     unsafe fn bf16(values: *const u16) -> [Self; REGISTERS];
 
     /// Which element of a group stands at `place` of its registers.

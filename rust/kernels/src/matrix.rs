@@ -130,6 +130,46 @@ pub(crate) trait Stored: Copy + Sync {
     fn row_bytes(&self) -> usize;
 }
 
+/// The last, ragged group of a row, filled up with zeros. It may begin at any address, as rows do.
+pub(crate) struct Rest([u8; 256]);
+
+impl Rest {
+    /// Copies what is left of a row from byte `offset` on, less than a group.
+    pub(crate) fn read(rows: &impl Stored, row: usize, offset: usize) -> Self {
+        let count = rows.row_bytes() - offset;
+        let mut bytes = [0; 256];
+        assert!(count <= bytes.len());
+        let from = rows.start(row).wrapping_add(offset);
+        // SAFETY: the row has `row_bytes` bytes, and the array holds the rest.
+        unsafe { std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), count) };
+        Self(bytes)
+    }
+
+    pub(crate) fn start(&self) -> *const u8 {
+        self.0.as_ptr()
+    }
+}
+
+/// Where a group of a row begins: in the row if it is one of the `whole` ones, else in `rest`, a copy of what is left.
+///
+/// # Safety
+/// The whole groups, of `bytes` bytes, lie in the row.
+#[inline(always)]
+pub(crate) unsafe fn group_at(
+    rows: &impl Stored,
+    row: usize,
+    (group, whole): (usize, usize),
+    bytes: usize,
+    rest: &mut Option<Rest>,
+) -> *const u8 {
+    if group < whole {
+        // SAFETY: as the caller promises.
+        unsafe { rows.start(row).add(group * bytes) }
+    } else {
+        rest.insert(Rest::read(rows, row, whole * bytes)).start()
+    }
+}
+
 /// How a tier reads the rows of one packing.
 ///
 /// # Safety
@@ -140,7 +180,7 @@ pub(crate) trait Rows<L: Lanes>: Stored {
     /// Whether codes have to be watched for NaN, which the unpacking does not keep.
     const WATCHED: bool = false;
 
-    /// Unpacks the group that lies at `at`: group number `group` of row `row`.
+    /// Unpacks the group that lies at `at`, any address: group number `group` of row `row`.
     unsafe fn unpack(&self, at: *const u8, row: usize, group: usize) -> [L; REGISTERS];
 }
 

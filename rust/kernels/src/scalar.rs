@@ -103,8 +103,8 @@ impl<const W: usize> Lanes for Scalar<W> {
 
     unsafe fn bf16(values: *const u16) -> [Self; REGISTERS] {
         Self::placed(Packing::Bf16, |element| {
-            // SAFETY: the caller gives a group of numbers.
-            Bf16(unsafe { *values.add(element) }).load()
+            // SAFETY: the caller gives a group of numbers; no alignment is needed.
+            Bf16(unsafe { values.add(element).read_unaligned() }).load()
         })
     }
 
@@ -118,6 +118,31 @@ impl<const W: usize> Lanes for Scalar<W> {
             Packing::Bf16 => register / 2 * W * 2 + lane * 2 + register % 2,
             Packing::F32 => place,
             Packing::Mxfp4 => crate::mxfp4_order::element(W, register, lane),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_is_read_from_any_address() {
+        const GROUP: usize = Scalar::<8>::GROUP;
+        let numbers: [u16; GROUP] = std::array::from_fn(|place| 0x3f80 + place as u16);
+        let mut bytes = [0_u8; 2 * GROUP + 4];
+        for shift in 0..4 {
+            for (place, number) in numbers.iter().enumerate() {
+                bytes[shift + 2 * place..][..2].copy_from_slice(&number.to_le_bytes());
+            }
+            // SAFETY: a group of numbers begins at `shift`.
+            let registers = unsafe { Scalar::<8>::bf16(bytes[shift..].as_ptr().cast()) };
+            for (register, lanes) in registers.iter().enumerate() {
+                for (lane, value) in lanes.0.iter().enumerate() {
+                    let element = Scalar::<8>::element(Packing::Bf16, register * 8 + lane);
+                    assert_eq!(value.to_bits(), u32::from(numbers[element]) << 16);
+                }
+            }
         }
     }
 }

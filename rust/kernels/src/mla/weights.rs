@@ -9,7 +9,9 @@ use abyssal_quant::Scales;
 
 use super::arithmetic::Arithmetic;
 use crate::lanes::{Packing, prefetch};
-use crate::matrix::{Bf16Rows, F32Rows, FP8_BLOCK, Fp8Rows, Matrix, Mxfp4Rows, Rows, Weights};
+use crate::matrix::{
+    Bf16Rows, F32Rows, FP8_BLOCK, Fp8Rows, Matrix, Mxfp4Rows, Rest, Rows, Weights,
+};
 
 mod narrow;
 
@@ -20,8 +22,6 @@ pub(super) use narrow::Narrow;
 pub(super) const STRIP: usize = 8;
 /// How far ahead lines are asked for.
 const AHEAD_BYTES: usize = 2048;
-/// Bytes of the longest group: 64 float32 numbers.
-const LONGEST: usize = 256;
 
 /// Which element stands at each place of a row that was unpacked.
 pub(super) struct Order {
@@ -120,14 +120,10 @@ unsafe fn unpack_rows<L: Arithmetic, R: Rows<L>>(
                 unpack_group::<L, R>(source, (row, group), at, scale, &mut seen, to);
             }
             if whole < groups {
-                let mut rest = [0_u8; LONGEST];
-                let offset = whole * R::GROUP_BYTES;
-                let count = source.row_bytes() - offset;
-                debug_assert!(count < R::GROUP_BYTES && R::GROUP_BYTES <= LONGEST);
-                std::ptr::copy_nonoverlapping(start.add(offset), rest.as_mut_ptr(), count);
+                let rest = Rest::read(&source, row, whole * R::GROUP_BYTES);
                 let scale = scale_of(scales, row, columns, whole * L::GROUP);
                 let to = to.add(whole * L::GROUP);
-                unpack_group::<L, R>(source, (row, whole), rest.as_ptr(), scale, &mut seen, to);
+                unpack_group::<L, R>(source, (row, whole), rest.start(), scale, &mut seen, to);
             }
             if R::WATCHED && L::has_nan_code(seen) {
                 for place in 0..columns {

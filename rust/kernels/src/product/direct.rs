@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::matrix::Stored;
+use crate::matrix::Rest;
 use crate::memory::Buffer;
 
 use super::{BlockScales, LINE, Lanes, Product, REGISTERS, Rows};
@@ -158,45 +158,5 @@ unsafe fn multiply_add<L: Lanes, const T: usize>(
                 *sum = weight.mul_add(x, *sum);
             }
         }
-    }
-}
-
-/// The last, ragged group of a row, filled up with zeros.
-pub(super) struct Rest([u8; 256]);
-
-impl Rest {
-    /// Copies what is left of a row from byte `offset` on, less than a group.
-    pub(super) fn read(rows: &impl Stored, row: usize, offset: usize) -> Self {
-        let count = rows.row_bytes() - offset;
-        let mut bytes = [0; 256];
-        assert!(count <= bytes.len());
-        let from = rows.start(row).wrapping_add(offset);
-        // SAFETY: the row has `row_bytes` bytes, and the array holds the rest.
-        unsafe { std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), count) };
-        Self(bytes)
-    }
-
-    pub(super) fn start(&self) -> *const u8 {
-        self.0.as_ptr()
-    }
-}
-
-/// Where a group of a row begins: in the row if it is one of the `whole` ones, else in `rest`, a copy of what is left.
-///
-/// # Safety
-/// The whole groups, of `bytes` bytes, lie in the row.
-#[inline(always)]
-pub(super) unsafe fn group_at(
-    rows: &impl Stored,
-    row: usize,
-    (group, whole): (usize, usize),
-    bytes: usize,
-    rest: &mut Option<Rest>,
-) -> *const u8 {
-    if group < whole {
-        // SAFETY: as the caller promises.
-        unsafe { rows.start(row).add(group * bytes) }
-    } else {
-        rest.insert(Rest::read(rows, row, whole * bytes)).start()
     }
 }

@@ -7,9 +7,9 @@
 
 use std::ops::Range;
 
+use crate::matrix::group_at;
 use crate::memory::Buffer;
 
-use super::direct::group_at;
 use super::{
     BlockScales, Lanes, Product, REGISTERS, Rows, SCRATCH_COLUMNS, STRIP_ROWS, TASK_ROWS, TILE_ROWS,
 };

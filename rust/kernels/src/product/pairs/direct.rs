@@ -8,9 +8,9 @@ use std::arch::x86_64::*;
 use std::array::{from_mut, from_ref};
 use std::ops::Range;
 
-use super::super::direct::Rest;
 use super::super::{LINE, Product, TILE_ROWS};
 use super::{TILE_TOKENS, undone};
+use crate::matrix::Rest;
 use crate::pairs::{GROUP, Group, LANES, PairRows, REGISTERS, WIDTH, dot, sums};
 
 /// Wider rows are read eight at once with one token: the token and the tables of its blocks fill the first-level cache by

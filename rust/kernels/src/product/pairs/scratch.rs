@@ -7,10 +7,9 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::super::direct::group_at;
 use super::super::{AHEAD_BYTES, LINE, Product, TILE_ROWS, prefetch};
 use super::{SCRATCH_TOKENS, TILE_TOKENS, undone};
-use crate::matrix::Place;
+use crate::matrix::{Place, group_at};
 use crate::memory::Buffer;
 use crate::pairs::{GROUP, LANES, PairRows, REGISTERS, WIDTH, dot, sums};
 
