@@ -64,6 +64,10 @@ pub(crate) struct Panel {
 pub(crate) struct PanelView<'a> {
     pub(crate) values: &'a [f32],
     pub(crate) width: usize,
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        allow(dead_code, reason = "there is one form alone")
+    )]
     pub(crate) form: Form,
     pub(crate) exponents: &'a [i32],
 }

@@ -25,7 +25,9 @@ use crate::matrix::{Matrix, Place};
 use crate::memory::{Buffer, Places};
 use crate::pool;
 use crate::product::{Product, TASK_ROWS, following, threads_for};
-use crate::tier::{Kind, Tier};
+#[cfg(target_arch = "x86_64")]
+use crate::tier::Kind;
+use crate::tier::Tier;
 
 /// Inner activations that exist at the same time, at most: 64 MB.
 const MOST_INNER: usize = 1 << 24;

@@ -240,6 +240,46 @@ fn a_sequence_has_the_same_bits_alone_and_in_a_batch() {
 }
 
 #[test]
+fn a_token_alone_has_the_bits_that_it_has_beside_others() {
+    // Rows of the up projection in no whole strips, and a row of scales that ends within a head.
+    let shape = sizes(6, 96, 6, 13, 11);
+    let every = |tier, case: &Case| {
+        let alone = |token| bits_of(&case.step(tier, token, token + 1, 0, 2));
+        let together = case.step(tier, 0, case.tokens(), 0, 1);
+        assert_eq!(
+            (0..case.tokens()).flat_map(alone).collect::<Vec<_>>(),
+            bits_of(&together)
+        );
+        together
+    };
+    for tier in tiers() {
+        for (kind, narrow) in KINDS
+            .into_iter()
+            .flat_map(|kind| [(kind, false), (kind, true)])
+        {
+            let mut case = Case::random(shape, 5, kind, narrow, 3);
+            if narrow {
+                case = case.with_narrow_query();
+            }
+            let plain = every(tier, &case);
+            assert!(plain.iter().all(|value| value.is_finite()));
+            if kind != Kind::Fp8 {
+                continue;
+            }
+            // A key row of head 1 and value row 9 of head 4.
+            case.up.codes[(24 + 12) * 96 + 95] = 0x7f;
+            case.up.codes[(4 * 24 + 13 + 9) * 96 + 40] = 0xff;
+            for (place, value) in every(tier, &case).into_iter().enumerate() {
+                let (head, column) = (place / 11 % 6, place % 11);
+                let broken = head == 1 || (head, column) == (4, 9);
+                assert_eq!(value.is_nan(), broken, "{} {place}", tier.name());
+                assert!(broken || value.to_bits() == plain[place].to_bits());
+            }
+        }
+    }
+}
+
+#[test]
 #[cfg(target_arch = "x86_64")]
 fn plain_lanes_give_the_bits_of_the_tier_with_as_many() {
     let found: Vec<_> = Tier::available()
