@@ -17,10 +17,11 @@ import torch
 
 from abyssal import ops
 from abyssal.engine.runner import Runner
-from abyssal.engine.sampler import logprobs, one_thread, sample
+from abyssal.engine.sampler import logprobs, sample
 from abyssal.engine.scheduler import Scheduler, Step
 from abyssal.engine.sequence import Request, Sequence
 from abyssal.engine.text import Texts
+from abyssal.engine.threads import torch_threads
 from abyssal.kvcache import PageCache
 from abyssal.nn import SEGMENT
 
@@ -119,7 +120,9 @@ class EngineCore:
         self._commit(step)
         drawing = (sequence.request.params for sequence in step.sequences)
         greedy = all(params is None or params.greedy for params in drawing)
-        with nullcontext() if greedy else one_thread():
+        # A row is too short to share, and threads that helped spin for milliseconds after it,
+        # beside those that compute the next step.
+        with nullcontext() if greedy else torch_threads(1):
             self._use(step, logits, changed)
 
     def _use(self, step: Step, logits: torch.Tensor, changed: dict[int, Request]) -> None:

@@ -14,8 +14,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 
@@ -24,24 +23,6 @@ from abyssal.engine.sampling_params import SamplingParams
 
 #: Top-p looks at so many likeliest tokens before it sorts the whole vocabulary.
 LOOKS = (256, 4096)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Run torch's operations on this thread alone for the length of a block.
-
-    A row is too short to share, and threads that helped spin for milliseconds after it, beside
-    those that compute the next step.
-    """
-    before = torch.get_num_threads()
-    if before == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def uniform(seed: int, position: int) -> float:

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 
 import torch
 
-from abyssal._core import get_num_threads, set_num_threads
 from abyssal.engine.core import EngineCore
 from abyssal.engine.sampling_params import SamplingParams
 from abyssal.engine.sequence import Request
+from abyssal.engine.threads import step_threads
 from abyssal.errors import RequestError
 
 #: A judged request: the prompt's text, its token ids, and how to answer (None: logits wanted).
@@ -73,7 +73,7 @@ class SharedCore:
 
     def step(self) -> None:
         """Run one step, for whichever requests take part in it."""
-        with self._lock, _threads(self._num_threads):
+        with self._lock, step_threads(self._num_threads):
             for request in self._open().step():
                 if request.streamed:
                     request.news.append(request.output())
@@ -108,22 +108,6 @@ def helpful_threads(model: torch.nn.Module) -> int | None:
     """
     size = sum(weight.numel() * weight.itemsize for weight in model.parameters())
     return 1 if size < SMALL_MODEL_BYTES else None
-
-
-@contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    """Give torch and the compiled operations ``number`` threads for the length of a block."""
-    before = torch.get_num_threads(), get_num_threads()
-    if number is None or before == (number, number):
-        yield
-        return
-    torch.set_num_threads(number)
-    set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before[0])
-        set_num_threads(before[1])
 
 
 @contextmanager

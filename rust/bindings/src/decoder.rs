@@ -19,7 +19,7 @@ use crate::dtype::Dtype;
 use crate::error::BindError;
 use crate::experts::Experts;
 use crate::linear::ACTIVATIONS;
-use crate::mla::{rotary, row_width, rows_of, sizes};
+use crate::mla::{expect_cache, rotary, rows_of, sequences, sizes};
 use crate::routing::{group_score_from, scoring_from};
 use crate::run;
 use crate::tensor::{Held, Tensor, reject_overlap};
@@ -224,14 +224,10 @@ impl DecoderLayer {
     ) -> Result<(), BindError> {
         let [tokens, _] = sizes("hidden", &hidden)?;
         let (rotary, _) = rotary(&cos, &sin, tokens)?;
-        let [num_slots, _] = sizes("cache", &cache)?;
         let Sizes { kv_lora, rope, .. } = self.sizes;
-        cache.expect_shape("cache", &[num_slots, row_width(&cache, kv_lora, rope)?])?;
+        expect_cache(&cache, kv_lora, rope)?;
         slots.expect_shape("slots", &[tokens])?;
-        let [sequences, _] = sizes("spans", &spans)?;
-        spans.expect_shape("spans", &[sequences, 4])?;
-        let [_, pages] = sizes("block_tables", &block_tables)?;
-        block_tables.expect_shape("block_tables", &[sequences, pages])?;
+        let (ranges, tables) = sequences(&spans, &block_tables)?;
         out.expect_shape("out", hidden.shape())?;
         let inputs = [
             ("hidden", &hidden),
@@ -250,8 +246,8 @@ impl DecoderLayer {
         let step = Step {
             rotary,
             slots: slots.as_slice("slots")?,
-            spans: spans.as_slice("spans")?,
-            tables: block_tables.as_slice("block_tables")?,
+            spans: ranges,
+            tables,
             page_size,
         };
         let mut cache = rows_of(&mut cache)?;

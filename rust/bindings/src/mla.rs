@@ -58,16 +58,33 @@ pub(crate) fn rotary<'a>(
 /// The types of a cache's rows; bytes are rows in FP8.
 const CACHES: [Dtype; 3] = [Dtype::F32, Dtype::BF16, Dtype::U8];
 
-/// Elements of a cache's row.
-pub(crate) fn row_width(
+/// Checks the shape of a cache.
+pub(crate) fn expect_cache(
     cache: &Tensor<'_>,
     kv_lora: usize,
     rope: usize,
-) -> Result<usize, BindError> {
-    Ok(match cache.expect_dtype("cache", &CACHES)? {
+) -> Result<(), BindError> {
+    let [slots, _] = sizes("cache", cache)?;
+    let width = match cache.expect_dtype("cache", &CACHES)? {
         Dtype::U8 => fp8_row_bytes(kv_lora, rope),
         _ => kv_lora + rope,
-    })
+    };
+    cache.expect_shape("cache", &[slots, width])
+}
+
+/// The spans of a step's sequences and their block tables.
+pub(crate) fn sequences<'a>(
+    spans: &'a Tensor<'_>,
+    block_tables: &'a Tensor<'_>,
+) -> Result<(&'a [i32], &'a [i32]), BindError> {
+    let [sequences, _] = sizes("spans", spans)?;
+    spans.expect_shape("spans", &[sequences, 4])?;
+    let [_, pages] = sizes("block_tables", block_tables)?;
+    block_tables.expect_shape("block_tables", &[sequences, pages])?;
+    Ok((
+        spans.as_slice("spans")?,
+        block_tables.as_slice("block_tables")?,
+    ))
 }
 
 /// The rows of a cache, to be written.
@@ -151,14 +168,10 @@ pub(crate) fn mla_attention(
     let nope = rest("query", key, rope)?;
     let up_matrix = up_from(&up, up_scales.as_ref())?;
     let kv_lora = up_matrix.columns();
-    let [slots, _] = sizes("cache", &cache)?;
-    cache.expect_shape("cache", &[slots, row_width(&cache, kv_lora, rope)?])?;
+    expect_cache(&cache, kv_lora, rope)?;
     let [_, _, v] = sizes("out", &out)?;
     out.expect_shape("out", &[tokens, heads, v])?;
-    let [sequences, _] = sizes("spans", &spans)?;
-    spans.expect_shape("spans", &[sequences, 4])?;
-    let [_, pages] = sizes("block_tables", &block_tables)?;
-    block_tables.expect_shape("block_tables", &[sequences, pages])?;
+    let (ranges, tables) = sequences(&spans, &block_tables)?;
     let mut inputs = vec![
         ("query", &query),
         ("cos", &cos),
@@ -188,8 +201,8 @@ pub(crate) fn mla_attention(
         latents,
         page_size,
         up: up_matrix,
-        spans: spans.as_slice("spans")?,
-        tables: block_tables.as_slice("block_tables")?,
+        spans: ranges,
+        tables,
     };
     let tier = tier();
     if query.expect_dtype("query", &NUMBERS)? == Dtype::BF16 {
@@ -228,8 +241,7 @@ pub(crate) fn write_latents(
     let (rotary, rope) = rotary(&cos, &sin, tokens)?;
     let kv_lora = rest("values", width, rope)?;
     norm.expect_shape("norm", &[kv_lora])?;
-    let [num_slots, _] = sizes("cache", &cache)?;
-    cache.expect_shape("cache", &[num_slots, row_width(&cache, kv_lora, rope)?])?;
+    expect_cache(&cache, kv_lora, rope)?;
     slots.expect_shape("slots", &[tokens])?;
     let inputs = [
         ("values", &values),
