@@ -8,6 +8,7 @@
 use std::arch::x86_64::*;
 
 use crate::lanes::{Lanes, Packing, REGISTERS};
+use crate::mxfp4::{LOWEST, SCALED};
 use crate::scalar::Scalar;
 
 /// Eight lanes.
@@ -16,6 +17,7 @@ pub(crate) struct Avx2(pub(crate) __m256);
 
 impl Lanes for Avx2 {
     const WIDTH: usize = 8;
+    const FEW: bool = true;
 
     #[inline(always)]
     unsafe fn zero() -> Self {
@@ -92,35 +94,29 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn mxfp4(codes: *const u8, scales: [f32; 2]) -> [Self; REGISTERS] {
+    unsafe fn mxfp4(codes: *const u8, scales: [u8; 2]) -> [Self; REGISTERS] {
+        let table = &SCALED[usize::from(scales[0])];
         // SAFETY: the caller gives 16 bytes and its tier has the instructions.
         unsafe {
-            let bytes = _mm_loadu_si128(codes.cast());
-            let both = _mm256_set_m128i(_mm_srli_epi16::<4>(bytes), bytes);
-            let codes = _mm256_and_si256(both, _mm256_set1_epi8(15));
-            // The upper and the lower byte of each value as a bfloat16.
-            let upper = _mm_setr_epi8(
-                0, 0x3f, 0x3f, 0x3f, 0x40, 0x40, 0x40, 0x40, -0x80, -0x41, -0x41, -0x41, -0x40,
-                -0x40, -0x40, -0x40,
-            );
-            let lower = _mm_setr_epi8(
-                0, 0, -0x80, -0x40, 0, 0x40, -0x80, -0x40, 0, 0, -0x80, -0x40, 0, 0x40, -0x80,
-                -0x40,
-            );
-            let upper = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(upper), codes);
-            let lower = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(lower), codes);
+            let both =
+                |bytes: *const u8| _mm256_broadcastsi128_si256(_mm_loadu_si128(bytes.cast()));
+            // The lower codes in the lower half, the upper ones in the other.
+            let places = _mm256_setr_epi64x(0, 0, 4, 4);
+            let codes =
+                _mm256_and_si256(_mm256_srlv_epi64(both(codes), places), _mm256_set1_epi8(15));
+            let upper = _mm256_shuffle_epi8(both(table.upper.as_ptr()), codes);
+            let lower = _mm256_shuffle_epi8(both(table.lower.as_ptr()), codes);
             let (first, second) = (
                 _mm256_unpacklo_epi8(lower, upper),
                 _mm256_unpackhi_epi8(lower, upper),
             );
-            let scale = _mm256_set1_ps(scales[0]);
-            let odd = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());
-            let value = |bits| Self(_mm256_mul_ps(_mm256_castsi256_ps(bits), scale));
+            // A mask of whole words would be made a shuffle, of which there are many.
+            let odd = _mm256_set1_epi32(-1 << LOWEST);
             [
-                value(_mm256_slli_epi32::<16>(first)),
-                value(_mm256_and_si256(first, odd)),
-                value(_mm256_slli_epi32::<16>(second)),
-                value(_mm256_and_si256(second, odd)),
+                Self(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(first))),
+                Self(_mm256_castsi256_ps(_mm256_and_si256(first, odd))),
+                Self(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(second))),
+                Self(_mm256_castsi256_ps(_mm256_and_si256(second, odd))),
             ]
         }
     }

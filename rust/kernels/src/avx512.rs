@@ -8,6 +8,7 @@
 use std::arch::x86_64::*;
 
 use crate::lanes::{Lanes, Packing, REGISTERS};
+use crate::mxfp4::{E2M1, E8M0};
 use crate::scalar::Scalar;
 
 /// Sixteen lanes.
@@ -92,17 +93,15 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn mxfp4(codes: *const u8, scales: [f32; 2]) -> [Self; REGISTERS] {
+    unsafe fn mxfp4(codes: *const u8, scales: [u8; 2]) -> [Self; REGISTERS] {
         // SAFETY: the caller gives 32 bytes and its tier has the instructions.
         unsafe {
-            let values = _mm512_setr_ps(
-                0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0,
-                -6.0,
-            );
-            let block = |at: usize, scale| {
+            let values = _mm512_loadu_ps(E2M1.as_ptr());
+            let block = |at: usize, scale: u8| {
                 let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(codes.add(at).cast()));
                 // The look-up takes the lowest four bits of an index.
-                let table = _mm512_mul_ps(values, _mm512_set1_ps(scale));
+                let scale = _mm512_set1_ps(E8M0[usize::from(scale)]);
+                let table = _mm512_mul_ps(values, scale);
                 [
                     Self(_mm512_permutexvar_ps(bytes, table)),
                     Self(_mm512_permutexvar_ps(_mm512_srli_epi32::<4>(bytes), table)),

@@ -25,6 +25,8 @@ pub(crate) trait Lanes: Copy {
     const WIDTH: usize;
     /// Elements of a group.
     const GROUP: usize = Self::WIDTH * REGISTERS;
+    /// Whether the processor has sixteen registers, not thirty-two.
+    const FEW: bool = false;
 
     unsafe fn zero() -> Self;
     /// Reads `WIDTH` numbers.
@@ -42,8 +44,9 @@ pub(crate) trait Lanes: Copy {
     unsafe fn fp8_largest(seen: Self, codes: *const u8) -> Self;
     /// Whether a byte of `seen` is the code of NaN.
     unsafe fn has_nan_code(seen: Self) -> bool;
-    /// Reads `GROUP` codes of four bits, times the scales of the one or two blocks of 32 that the group lies in.
-    unsafe fn mxfp4(codes: *const u8, scales: [f32; 2]) -> [Self; REGISTERS];
+    /// Reads `GROUP` codes of four bits, times the scales of the one or two blocks of 32 that the group lies in, which are
+    /// given as codes.
+    unsafe fn mxfp4(codes: *const u8, scales: [u8; 2]) -> [Self; REGISTERS];
     /// Reads `GROUP` bfloat16 numbers, from any address.
     unsafe fn bf16(values: *const u16) -> [Self; REGISTERS];
 

@@ -18,6 +18,7 @@ mod linear;
 mod matrix;
 mod memory;
 pub mod mla;
+mod mxfp4;
 mod mxfp4_order;
 mod neon;
 mod norm;

@@ -222,19 +222,6 @@ pub(crate) struct Mxfp4Rows<'a> {
     pub(crate) columns: usize,
 }
 
-/// The values of the scale codes.
-static E8M0: [f32; 256] = {
-    let mut values = [f32::NAN; 256];
-    // Subnormal in float32.
-    values[0] = f32::from_bits(0x0040_0000);
-    let mut code = 1;
-    while code < 255 {
-        values[code] = f32::from_bits((code as u32) << 23);
-        code += 1;
-    }
-    values
-};
-
 impl Stored for Mxfp4Rows<'_> {
     #[inline(always)]
     fn start(&self, row: usize) -> *const u8 {
@@ -254,12 +241,14 @@ impl<L: Lanes> Rows<L> for Mxfp4Rows<'_> {
     unsafe fn unpack(&self, at: *const u8, row: usize, group: usize) -> [L; REGISTERS] {
         let across = self.columns / MXFP4_BLOCK;
         let block = group * L::GROUP / MXFP4_BLOCK;
-        let row = &self.scales[row * across..(row + 1) * across];
-        let scale = |block: usize| row.get(block).map_or(0.0, |&code| E8M0[usize::from(code)]);
-        let second = if L::GROUP > MXFP4_BLOCK {
+        debug_assert!(block < across && (row + 1) * across <= self.scales.len());
+        // SAFETY: a group of a row of the matrix, which was made with a scale for each block.
+        let scale = |block| unsafe { *self.scales.as_ptr().add(row * across + block) };
+        // Behind the end of a row there are zeros, whatever their scale.
+        let second = if L::GROUP > MXFP4_BLOCK && block + 1 < across {
             scale(block + 1)
         } else {
-            0.0
+            0
         };
         // SAFETY: the caller gives a group.
         unsafe { L::mxfp4(at, [scale(block), second]) }

@@ -8,6 +8,7 @@
 use std::arch::aarch64::*;
 
 use crate::lanes::{Lanes, Packing, REGISTERS};
+use crate::mxfp4::SCALED;
 use crate::scalar::Scalar;
 
 /// Four lanes.
@@ -91,26 +92,21 @@ impl Lanes for Neon {
     }
 
     #[inline(always)]
-    unsafe fn mxfp4(codes: *const u8, scales: [f32; 2]) -> [Self; REGISTERS] {
-        // The upper and the lower byte of each value as a bfloat16.
-        const UPPER: [u8; 16] = [
-            0, 0x3f, 0x3f, 0x3f, 0x40, 0x40, 0x40, 0x40, 0x80, 0xbf, 0xbf, 0xbf, 0xc0, 0xc0, 0xc0,
-            0xc0,
-        ];
-        const LOWER: [u8; 16] = [
-            0, 0, 0x80, 0xc0, 0, 0x40, 0x80, 0xc0, 0, 0, 0x80, 0xc0, 0, 0x40, 0x80, 0xc0,
-        ];
+    unsafe fn mxfp4(codes: *const u8, scales: [u8; 2]) -> [Self; REGISTERS] {
+        let table = &SCALED[usize::from(scales[0])];
         // SAFETY: the caller gives eight bytes and its tier has the instructions; the tables have sixteen bytes.
         unsafe {
-            let (upper, lower) = (vld1q_u8(UPPER.as_ptr()), vld1q_u8(LOWER.as_ptr()));
+            let (upper, lower) = (
+                vld1q_u8(table.upper.as_ptr()),
+                vld1q_u8(table.lower.as_ptr()),
+            );
             let bytes = vld1_u8(codes);
-            let scale = vdupq_n_f32(scales[0]);
             let odd = vdupq_n_u32(0xffff_0000);
             let half = |codes| {
                 let (upper, lower) = (vqtbl1_u8(upper, codes), vqtbl1_u8(lower, codes));
                 let pairs = vcombine_u8(vzip1_u8(lower, upper), vzip2_u8(lower, upper));
                 let pairs = vreinterpretq_u32_u8(pairs);
-                let value = |bits| Self(vmulq_f32(vreinterpretq_f32_u32(bits), scale));
+                let value = |bits| Self(vreinterpretq_f32_u32(bits));
                 [
                     value(vshlq_n_u32::<16>(pairs)),
                     value(vandq_u32(pairs, odd)),

@@ -3,6 +3,7 @@
 use abyssal_quant::{Bf16, Element, e4m3_to_f32};
 
 use crate::lanes::{Lanes, Packing, REGISTERS};
+use crate::mxfp4::{E2M1, E8M0};
 
 /// `W` lanes.
 #[derive(Debug, Clone, Copy)]
@@ -10,11 +11,6 @@ pub(crate) struct Scalar<const W: usize>(pub(crate) [f32; W]);
 
 /// 2^-120, which a code's bits are short of when they are moved to a float32 as they stand.
 const SHORT: f32 = f32::from_bits(7 << 23);
-
-/// The values of the sixteen e2m1 codes.
-const E2M1: [f32; 16] = [
-    0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0,
-];
 
 impl<const W: usize> Scalar<W> {
     /// Places the elements of a group where the registers have them.
@@ -93,11 +89,12 @@ impl<const W: usize> Lanes for Scalar<W> {
             .any(|lane| lane.to_bits().to_le_bytes().contains(&0x7f))
     }
 
-    unsafe fn mxfp4(codes: *const u8, scales: [f32; 2]) -> [Self; REGISTERS] {
+    unsafe fn mxfp4(codes: *const u8, scales: [u8; 2]) -> [Self; REGISTERS] {
         Self::placed(Packing::Mxfp4, |element| {
             // SAFETY: the caller gives a group of codes, two to a byte.
             let byte = unsafe { *codes.add(element / 2) };
-            E2M1[usize::from(byte >> (element % 2 * 4) & 15)] * scales[element / 32]
+            E2M1[usize::from(byte >> (element % 2 * 4) & 15)]
+                * E8M0[usize::from(scales[element / 32])]
         })
     }
 

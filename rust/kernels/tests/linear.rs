@@ -356,6 +356,49 @@ fn tiny_and_zero_scales_give_tiny_and_zero_products() {
     }
 }
 
+/// The value of every code of four bits with every scale, in every place of a block, alone and through scratch memory.
+#[test]
+fn every_code_of_four_bits_with_every_scale_is_right() {
+    let scales: Vec<u8> = (0..=255).collect();
+    for shift in 0..16 {
+        let code = |column: usize| (column + shift) % 16;
+        let row = (0..16).map(|byte| (code(2 * byte) | code(2 * byte + 1) << 4) as u8);
+        let codes: Vec<u8> = row.clone().cycle().take(256 * 16).collect();
+        let weights = Weights::Mxfp4 {
+            codes: &codes,
+            scales: &scales,
+        };
+        let matrix = Matrix::new(256, 32, weights).unwrap();
+        // A unit vector for each column.
+        let x: Vec<f32> = (0..32 * 32)
+            .map(|at| f32::from(u8::from(at % 33 == 0)))
+            .collect();
+        for tier in tiers() {
+            let mut together = vec![0.0; 32 * 256];
+            linear(tier, &matrix, &x, &mut together, 1).unwrap();
+            for (column, (x, together)) in x.chunks(32).zip(together.chunks(256)).enumerate() {
+                let mut alone = vec![0.0; 256];
+                linear(tier, &matrix, x, &mut alone, 1).unwrap();
+                assert_eq!(bits_of(&alone), bits_of(together));
+                for (scale, &found) in alone.iter().enumerate() {
+                    let value = |column: usize| {
+                        let code = code(column);
+                        let sign = if code & 8 == 0 { 1.0 } else { -1.0 };
+                        sign * E2M1[code & 7] * e8m0_to_f32(scale as u8)
+                    };
+                    // An infinite weight times zero is no number.
+                    let want: f32 = (0..32).zip(x).map(|(column, x)| value(column) * x).sum();
+                    assert!(
+                        found == want || found.is_nan() && want.is_nan(),
+                        "{} column {column} scale {scale}: {found:e} {want:e}",
+                        tier.name()
+                    );
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn nan_and_infinity_stay_in_their_rows_and_tokens() {
     let columns = 200;

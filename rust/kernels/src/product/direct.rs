@@ -1,6 +1,7 @@
 //! Few tokens: weights go from memory to the registers.
 
 use std::ops::Range;
+use std::sync::atomic::{Ordering, compiler_fence};
 
 use crate::matrix::Rest;
 use crate::memory::Buffer;
@@ -118,6 +119,10 @@ impl Product<'_> {
                     }
                     let weights = rows.unpack(at, first + row, group);
                     multiply_add::<L, T>(&weights, x, &mut sums[row]);
+                    if L::FEW {
+                        // What was loaded for this row is not kept for the next one, in the place of a sum.
+                        compiler_fence(Ordering::SeqCst);
+                    }
                 }
             }
             if whole * L::GROUP < self.matrix.columns {
