@@ -1,5 +1,6 @@
 //! Few tokens: weights go from memory to the registers.
 
+use std::array::{from_mut, from_ref};
 use std::ops::Range;
 use std::sync::atomic::{Ordering, compiler_fence};
 
@@ -7,6 +8,9 @@ use crate::matrix::Rest;
 use crate::memory::Buffer;
 
 use super::{BlockScales, LINE, Lanes, Product, REGISTERS, Rows};
+
+/// From so many tokens on all rows of a group are multiplied together, not one after the other.
+const MANY: usize = 3;
 
 impl Product<'_> {
     #[inline(always)]
@@ -112,17 +116,23 @@ impl Product<'_> {
                     asked += LINE;
                 }
                 let x = x.map(|x| x.wrapping_add(group * L::GROUP));
+                let mut weights = [[L::zero(); REGISTERS]; N];
                 for row in 0..N {
                     let at = starts[row].add(offset);
                     if R::WATCHED {
                         seen[row] = L::fp8_largest(seen[row], at);
                     }
-                    let weights = rows.unpack(at, first + row, group);
-                    multiply_add::<L, T>(&weights, x, &mut sums[row]);
-                    if L::FEW {
-                        // What was loaded for this row is not kept for the next one, in the place of a sum.
-                        compiler_fence(Ordering::SeqCst);
+                    weights[row] = rows.unpack(at, first + row, group);
+                    if T < MANY {
+                        multiply_add(from_ref(&weights[row]), x, from_mut(&mut sums[row]));
+                        if L::FEW {
+                            // What was loaded for this row is not kept for the next one, in the place of a sum.
+                            compiler_fence(Ordering::SeqCst);
+                        }
                     }
+                }
+                if T >= MANY {
+                    multiply_add(&weights, x, &mut sums);
                 }
             }
             if whole * L::GROUP < self.matrix.columns {
@@ -133,7 +143,7 @@ impl Product<'_> {
                         seen[row] = L::fp8_largest(seen[row], rest.start());
                     }
                     let weights = rows.unpack(rest.start(), first + row, whole);
-                    multiply_add::<L, T>(&weights, x, &mut sums[row]);
+                    multiply_add(from_ref(&weights), x, from_mut(&mut sums[row]));
                 }
             }
             for (row, (sums, seen)) in sums.into_iter().zip(seen).enumerate() {
@@ -148,19 +158,21 @@ impl Product<'_> {
     }
 }
 
-/// Adds the products of one group with each token.
+/// Adds the products of one group of each row with each token, whose elements are loaded once for all of these rows.
 #[inline(always)]
-unsafe fn multiply_add<L: Lanes, const T: usize>(
-    weights: &[L; REGISTERS],
+unsafe fn multiply_add<L: Lanes, const N: usize, const T: usize>(
+    weights: &[[L; REGISTERS]; N],
     x: [*const f32; T],
-    sums: &mut [L; T],
+    sums: &mut [[L; T]; N],
 ) {
-    for (register, weight) in weights.iter().enumerate() {
-        for (token, sum) in sums.iter_mut().enumerate() {
+    for register in 0..REGISTERS {
+        for (token, x) in x.into_iter().enumerate() {
             // SAFETY: the caller gives a group of each of `T` tokens.
             unsafe {
-                let x = L::load(x[token].add(register * L::WIDTH));
-                *sum = weight.mul_add(x, *sum);
+                let x = L::load(x.add(register * L::WIDTH));
+                for (weights, sums) in weights.iter().zip(sums.iter_mut()) {
+                    sums[token] = weights[register].mul_add(x, sums[token]);
+                }
             }
         }
     }
